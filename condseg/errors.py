@@ -12,7 +12,7 @@ from contextlib import contextmanager
 def user_errors() -> Iterator[None]:
     """Ends the program with ``error: ...`` and code 2 for a wrong value or file.
 
-    condseg raises ``ValueError`` (and the system ``OSError``) where a user's input is at fault, with
+    condseg raises ``ValueError`` (and the system ``OSError``) where the input is at fault, with
     the name, the value and what is allowed; everything else keeps its traceback, for it is ours.
     ``CONDSEG_TRACEBACK=1`` in the environment shows the traceback of these, too.
 
