@@ -1,0 +1,1 @@
+"""The golden ops of `condseg.layers`."""
