@@ -1,0 +1,146 @@
+"""What an evaluation found, as numbers, as a table and as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+SIZES = {
+    "small": "area up to 32 x 32 pixels",
+    "medium": "area of 32 x 32 to 96 x 96 pixels",
+    "large": "area from 96 x 96 pixels",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """The figures of one class.
+
+    Attributes:
+        category_id: its id in the COCO file.
+        name: its name.
+        objects: how many the ground truth has of each size ("all", "small", "medium", "large"),
+            without crowds.
+        metrics: "box/AP", "mask/APs", ... as in :class:`Report`, without the recalls.
+    """
+
+    category_id: int
+    name: str
+    objects: Mapping[str, int]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Average precision and recall of boxes and masks, by pycocotools' rules.
+
+    A name is ``box/`` or ``mask/``, then ``AP`` (mean over IoU 0.50:0.05:0.95), ``AP50``, ``AP75``,
+    ``APs``, ``APm``, ``APl`` (small, medium, large objects), ``AR@1``, ``AR@10``, ``AR@100`` (the
+    recall with that many detections a picture), ``ARs``, ``ARm``, ``ARl``. Precisions take the 100
+    best detections of each class and picture, pycocotools' default; where a model gives more, say
+    500, they come a second time as ``AP@500`` and so on. All are 0..1; -1 where the ground truth
+    has nothing to measure against.
+
+    Attributes:
+        metrics: name -> value, over all classes.
+        classes: one entry for each class of the set, by category id.
+        objects: how many the ground truth has of each size, without crowds.
+        images: pictures evaluated.
+        images_in_set: pictures the annotation file has.
+        detections: how many were judged.
+        notes: what a reader of the figures must know.
+    """
+
+    metrics: Mapping[str, float]
+    classes: tuple[ClassResult, ...]
+    objects: Mapping[str, int]
+    images: int
+    images_in_set: int
+    detections: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def explanations(self) -> dict[str, str]:
+        """Why a figure is -1: name of the metric (or "class name") -> the reason."""
+        reasons = {
+            name: _reason(name, self.objects) for name, value in self.metrics.items() if value == -1
+        }
+        for result in self.classes:
+            if result.objects["all"] == 0:
+                reasons[f"class {result.name}"] = "no objects of this class in this set"
+        return reasons
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything in plain types."""
+        return {**asdict(self), "explanations": self.explanations}
+
+    def to_json(self) -> str:
+        """Everything as JSON text, numbers to the last digit."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
+
+    def table(self) -> str:
+        """Two Markdown tables, over all classes and per class, then what needs explaining."""
+        recalls = [name[4:] for name in self.metrics if name.startswith("box/AR@")]
+        limits = ["", *(name[6:] for name in self.metrics if name.startswith("box/AP@"))]
+        summary = Table("", *_PRECISIONS, *recalls, box=box.MARKDOWN)
+        for at in limits:
+            for kind in ("box", "mask"):
+                names = [f"{kind}/{name}{at}" for name in _PRECISIONS]
+                names += [f"{kind}/{name}" for name in recalls if not at]
+                summary.add_row(f"{kind} {at}".strip(), *_cells(self.metrics, names))
+
+        per_class = Table("class", "objects", *_PER_CLASS, box=box.MARKDOWN)
+        for result in self.classes:
+            cells = _cells(result.metrics, _PER_CLASS)
+            per_class.add_row(result.name, str(result.objects["all"]), *cells)
+
+        for table in (summary, per_class):
+            for column in table.columns[1:]:
+                column.justify = "right"
+        sizes = ", ".join(f"{self.objects[size]} {size}" for size in SIZES)
+        pictures = str(self.images)
+        if self.images != self.images_in_set:
+            pictures += f" of {self.images_in_set}"
+        head = f"{pictures} pictures, {self.objects['all']} objects ({sizes}), "
+        head += f"{self.detections} detections"
+        return "\n".join(
+            [head, "", _render(summary), "", _render(per_class), *_footnotes(self)]
+        ).rstrip()
+
+
+_PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_PER_CLASS = ("box/AP", "mask/AP", "mask/AP50", "mask/APs", "mask/APm", "mask/APl")
+_SIZE_OF = {"s": "small", "m": "medium", "l": "large"}
+
+
+def _reason(metric: str, objects: Mapping[str, int]) -> str:
+    size = _SIZE_OF.get(metric.split("/")[1].split("@")[0][2:], "all")
+    if objects["all"] == 0:
+        return "no objects in this set"
+    return f"no {size} objects ({SIZES[size]}) in this set"
+
+
+def _footnotes(report: Report) -> list[str]:
+    """One line for each reason, with all the figures that have it."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in report.explanations.items():
+        by_reason.setdefault(reason, []).append(name.removeprefix("class "))
+    lines = [f"-1 for {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return ["", *lines, *report.notes] if lines or report.notes else []
+
+
+def _cells(metrics: Mapping[str, float], names: Iterable[str]) -> list[str]:
+    values = (metrics[name] for name in names)
+    return ["-1" if value == -1 else f"{value:.3f}" for value in values]
+
+
+def _render(table: Table) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
