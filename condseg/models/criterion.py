@@ -1,0 +1,200 @@
+"""The losses CondInst trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from condseg.models.assigner import Assigner
+from condseg.models.condinst import CondInst
+from condseg.ops.boxes import centerness, ltrb_overlap
+from condseg.ops.distributed import mean_over_ranks
+from condseg.ops.losses import BoxLoss, box_loss, dice_loss, focal_loss
+from condseg.ops.masks import sample_at_stride
+from condseg.structures import Assignment, DensePredictions, Targets
+
+
+class Criterion(nn.Module):
+    """Focal, box, centerness (or IoU) and dice losses; with semantic logits, theirs as well.
+
+    Sums are divided by counts of the global batch: each rank divides by the mean count of the
+    ranks, so that averaged gradients are those of one process with the whole batch.
+
+    Args:
+        alpha: of the focal loss.
+        gamma: of the focal loss.
+        radius: of centre sampling in strides; None takes whole boxes.
+        center_from_masks: sample around the masks' centres rather than the boxes'.
+        box_loss: GIoU, linear IoU or log IoU.
+        box_quality: what the centerness output learns: FCOS's centerness or the IoU.
+        class_normalizer: the focal loss is divided by the positive locations, by their moving
+            mean, or by all locations.
+        max_proposals: positive locations of the batch that get a mask in training, drawn at
+            random; None takes all.
+        topk_proposals_per_image: instead, that many a picture: the best scored of each object.
+
+    Source:
+        FCOS (ICCV 2019), equation 2; CondInst (ECCV 2020), equations 4 and 5. The official code
+        divides the mask loss by the local count of instances, here it is the global one.
+    """
+
+    moving_positives: Tensor
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        radius: float | None = 1.5,
+        center_from_masks: bool = True,
+        box_loss: BoxLoss = "giou",
+        box_quality: Literal["centerness", "iou"] = "centerness",
+        class_normalizer: Literal["positives", "moving_positives", "locations"] = "positives",
+        max_proposals: int | None = 500,
+        topk_proposals_per_image: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.alpha, self.gamma = alpha, gamma
+        self.radius, self.center_from_masks = radius, center_from_masks
+        self.box_loss: BoxLoss = box_loss
+        self.box_quality = box_quality
+        self.class_normalizer = class_normalizer
+        self.max_proposals = max_proposals
+        self.topk_proposals_per_image = topk_proposals_per_image
+        self.register_buffer("moving_positives", torch.tensor(100.0))
+
+    def forward(
+        self, network: CondInst, dense: DensePredictions, targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """The losses by name; their sum is what is minimised.
+
+        Args:
+            network: made the predictions, and makes the masks of the positive locations.
+            dense: its predictions.
+            targets: of the B pictures, masks at the input's resolution.
+        """
+        assign = Assigner(
+            network.strides, network.sizes_of_interest, self.radius, self.center_from_masks
+        )
+        assignment = assign(dense.level_sizes, targets, network.num_classes)
+        losses = self.dense_losses(dense, assignment)
+        losses["loss_mask"] = self.mask_loss(network, dense, assignment, targets)
+        if dense.semantic_logits is not None:
+            losses["loss_semantic"] = semantic_loss(
+                dense.semantic_logits, targets, network.strides[0], self.alpha, self.gamma
+            )
+        return losses
+
+    def dense_losses(self, dense: DensePredictions, assignment: Assignment) -> dict[str, Tensor]:
+        """Classes, boxes and centerness of all locations."""
+        positive = assignment.instance >= 0
+        count = mean_over_ranks(positive.sum().float()).clamp(min=1)
+        logits = dense.class_logits.float()
+        loss_cls = focal_loss(logits, assignment.labels, self.alpha, self.gamma)
+        loss_cls = loss_cls / self._class_count(count, positive)
+
+        predicted, target = dense.ltrb[positive].float(), assignment.ltrb[positive]
+        quality_logits = dense.centerness_logits[positive].float()
+        boxes = box_loss(predicted, target, self.box_loss)
+        if self.box_quality == "iou":
+            quality = ltrb_overlap(predicted, target)[0].detach()
+            loss_box = boxes.sum() / count
+        else:
+            quality = centerness(target)
+            weight = mean_over_ranks(quality.sum()).clamp(min=1e-6)
+            loss_box = (boxes * quality).sum() / weight
+        loss_quality = F.binary_cross_entropy_with_logits(quality_logits, quality, reduction="sum")
+        return {
+            "loss_cls": loss_cls,
+            "loss_box": loss_box,
+            "loss_centerness": loss_quality / count,
+        }
+
+    def _class_count(self, count: Tensor, positive: Tensor) -> Tensor:
+        if self.class_normalizer == "locations":
+            return mean_over_ranks(count.new_tensor(positive.numel()))
+        if self.class_normalizer == "moving_positives":
+            self.moving_positives.mul_(0.9).add_(0.1 * count)
+            return self.moving_positives.clone()
+        return count
+
+    def mask_loss(
+        self,
+        network: CondInst,
+        dense: DensePredictions,
+        assignment: Assignment,
+        targets: Sequence[Targets],
+    ) -> Tensor:
+        """Dice loss of the chosen positive locations, a mean over them."""
+        image, location = self.choose(dense, assignment)
+        instance = assignment.instance[image, location]
+        queries = network.queries(dense, image, location, instance)
+        scores = network.mask_logits(dense, queries).float().sigmoid()
+        stride = network.mask_head.out_stride
+        first = torch.tensor([0, *(len(t.labels) for t in targets)], device=image.device).cumsum(0)
+        masks = torch.cat([sample_at_stride(t.masks, stride) for t in targets])
+        loss = dice_loss(scores, masks[first[image] + instance]).sum()
+        return loss / mean_over_ranks(loss.new_tensor(len(image))).clamp(min=1)
+
+    def choose(self, dense: DensePredictions, assignment: Assignment) -> tuple[Tensor, Tensor]:
+        """Picture and location of the positives that get a mask."""
+        image, location = (assignment.instance >= 0).nonzero(as_tuple=True)
+        if self.topk_proposals_per_image is not None:
+            keep = self._best_of_each(dense, assignment, image, location)
+        elif self.max_proposals is not None and len(image) > self.max_proposals:
+            keep = torch.randperm(len(image), device=image.device)[: self.max_proposals]
+        else:
+            return image, location
+        return image[keep], location[keep]
+
+    def _best_of_each(
+        self, dense: DensePredictions, assignment: Assignment, image: Tensor, location: Tensor
+    ) -> Tensor:
+        """Of each object the max(k // objects, 1) positives with the highest score."""
+        assert self.topk_proposals_per_image is not None
+        with torch.no_grad():
+            best_class = dense.class_logits[image, location].amax(1).sigmoid()
+            scores = best_class * dense.centerness_logits[image, location].sigmoid()
+        instance = assignment.instance[image, location]
+        kept = []
+        for i in image.unique():
+            objects = instance[image == i].unique()
+            k = max(self.topk_proposals_per_image // len(objects), 1)
+            for j in objects:
+                here = ((image == i) & (instance == j)).nonzero().squeeze(1)
+                kept.append(here[scores[here].topk(min(k, len(here))).indices])
+        return torch.cat(kept) if kept else image.new_zeros(0)
+
+
+def semantic_loss(
+    logits: Tensor, targets: Sequence[Targets], stride: int, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Focal loss of per-pixel classes; where objects overlap the smallest one counts.
+
+    Args:
+        logits: (B, K, H/stride, W/stride).
+        targets: of the B pictures; masks are read at rows and columns stride // 2, ...
+        stride: pixels of the picture a cell of the logits.
+        alpha: of the focal loss.
+        gamma: of the focal loss.
+
+    Source:
+        CondInst (ECCV 2020), section 4.5 (semantic branch).
+    """
+    background = logits.shape[1]
+    labels = []
+    for target in targets:
+        masks = sample_at_stride(target.masks, stride)
+        if len(masks) == 0:
+            size = logits.shape[-2:]
+            labels.append(torch.full(size, background, device=logits.device, dtype=torch.int64))
+            continue
+        area = target.masks.sum(dim=(1, 2)).float()[:, None, None].expand(masks.shape)
+        smallest, index = area.masked_fill(~masks, torch.inf).min(dim=0)
+        labels.append(target.labels[index].where(smallest.isfinite(), background))
+    label = torch.stack(labels)
+    count = mean_over_ranks((label < background).sum().float()).clamp(min=1)
+    return focal_loss(logits.float().permute(0, 2, 3, 1), label, alpha, gamma) / count

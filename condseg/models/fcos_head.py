@@ -1,0 +1,129 @@
+"""The dense head: classes, boxes and centerness at every location, and the controller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+def _tower(channels: int, num_convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        conv = nn.Conv2d(channels, channels, 3, padding=1)
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutputs:
+    """Flattened predictions of all levels and the maps the controller reads.
+
+    Attributes:
+        class_logits: (B, L, K).
+        ltrb: (B, L, 4) in strides of the level, >= 0.
+        centerness_logits: (B, L).
+        box_features: (B, C, h, w) a level.
+    """
+
+    class_logits: Float[Tensor, "b l k"]
+    ltrb: Float[Tensor, "b l 4"]
+    centerness_logits: Float[Tensor, "b l"]
+    box_features: list[Float[Tensor, "b c _h _w"]]
+
+
+class FCOSHead(nn.Module):
+    """FCOS head shared by the levels, with CondInst's controller on the box tower.
+
+    Args:
+        channels: channels of the pyramid, a multiple of 32 (group norm).
+        num_classes: K.
+        num_convs: 3x3 convolutions of each tower.
+        num_params: G, parameters that the controller generates for one instance.
+        num_levels: levels of the pyramid, one learned scale of the boxes each.
+
+    Raises:
+        ValueError: ``channels`` is no multiple of 32.
+
+    Source:
+        FCOS (ICCV 2019), figure 2, centerness on the regression branch; CondInst (ECCV 2020),
+        section 3.1: the controller is one 3x3 convolution on the box tower.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, num_convs: int, num_params: int, num_levels: int = 5
+    ) -> None:
+        super().__init__()
+        if channels % 32:
+            raise ValueError(f"channels={channels}: group norm of the head wants a multiple of 32")
+        self.class_tower = _tower(channels, num_convs)
+        self.box_tower = _tower(channels, num_convs)
+        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.box_ltrb = nn.Conv2d(channels, 4, 3, padding=1)
+        self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
+        self.scales = nn.Parameter(torch.ones(num_levels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        assert self.class_logits.bias is not None
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))
+
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
+        logits, ltrb, centerness, box_features = [], [], [], []
+        for level, x in enumerate(maps):
+            boxes = self.box_tower(x)
+            logits.append(self.class_logits(self.class_tower(x)).flatten(2))
+            ltrb.append(F.relu(self.scales[level] * self.box_ltrb(boxes)).flatten(2))
+            centerness.append(self.centerness(boxes).flatten(1))
+            box_features.append(boxes)
+        return HeadOutputs(
+            torch.cat(logits, dim=2).transpose(1, 2),
+            torch.cat(ltrb, dim=2).transpose(1, 2),
+            torch.cat(centerness, dim=1),
+            box_features,
+        )
+
+    def params_at(
+        self,
+        box_features: Sequence[Float[Tensor, "b c _h _w"]],
+        image_index: Int64[Tensor, " p"],
+        location_index: Int64[Tensor, " p"],
+    ) -> Float[Tensor, "p g"]:
+        """The controller's output at chosen locations only.
+
+        Equal to the convolution over the whole maps read off at those places; the 3x3 windows
+        are gathered and multiplied as one matrix, so nothing is computed where nobody asks.
+
+        Args:
+            box_features: (B, C, h, w) a level.
+            image_index: (P,) picture of each choice.
+            location_index: (P,) its location 0..L-1.
+        """
+        channels = box_features[0].shape[1]
+        rows, windows, first_location, first_row = [], [], 0, 0
+        order = []
+        for x in box_features:
+            h, w = x.shape[-2:]
+            here = (location_index >= first_location) & (location_index < first_location + h * w)
+            chosen = here.nonzero().squeeze(1)
+            cell = location_index[chosen] - first_location
+            corner = image_index[chosen] * ((h + 2) * (w + 2)) + cell // w * (w + 2) + cell % w
+            step = torch.arange(3, device=x.device)
+            window = (step[:, None] * (w + 2) + step).flatten()
+            windows.append(first_row + corner[:, None] + window)
+            rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels))
+            order.append(chosen)
+            first_location += h * w
+            first_row += len(rows[-1])
+        patches = torch.cat(rows).index_select(0, torch.cat(windows).flatten())
+        weight = self.controller.weight.permute(0, 2, 3, 1).flatten(1)
+        params = F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)
+        return params[torch.cat(order).argsort()]

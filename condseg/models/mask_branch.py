@@ -1,0 +1,90 @@
+"""The branch that makes the features all instances of a picture share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condseg.ops.masks import aligned_upsample
+
+MaskFilter = Callable[[int, int, int], nn.Module]
+
+
+def _block(in_channels: int, out_channels: int, norm: Literal["batch"] | None) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm is None)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    if norm is None:
+        return nn.Sequential(conv, nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+class MaskBranch(nn.Module):
+    """Mask features at stride 8 from P3, P4 and P5.
+
+    refine each level -> up-sample to P3 and add -> (filter) -> ``num_convs`` 3x3 -> 1x1.
+
+    Args:
+        in_channels: channels of the pyramid.
+        channels: width of the branch.
+        num_convs: 3x3 convolutions after the sum.
+        out_channels: channels of the mask features.
+        num_classes: K of the auxiliary semantic logits on P3; None leaves them out.
+        norm: batch norm, or None (convolutions with bias).
+        mask_filter: makes a dynamic filter ``(channels, channels, channels) -> module`` called as
+            ``module(x, guide)``: the kernels come from refined P3, x is the sum of the levels.
+
+    Shape:
+        three maps (B, in_channels, h, w) at strides 8, 16, 32 -> (B, out_channels, H/8, W/8).
+
+    Source:
+        CondInst (ECCV 2020), section 3.2 and the official implementation; the filter is ours,
+        after HDFNet (ECCV 2020).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        num_convs: int,
+        out_channels: int,
+        num_classes: int | None = None,
+        norm: Literal["batch"] | None = "batch",
+        mask_filter: MaskFilter | None = None,
+    ) -> None:
+        super().__init__()
+        self.refine = nn.ModuleList(_block(in_channels, channels, norm) for _ in range(3))
+        self.filter = mask_filter(channels, channels, channels) if mask_filter else None
+        self.tower = nn.Sequential(
+            *(_block(channels, channels, norm) for _ in range(num_convs)),
+            nn.Conv2d(channels, out_channels, 1),
+        )
+        if num_classes is not None:
+            self.semantic_tower = nn.Sequential(
+                _block(in_channels, channels, norm), _block(channels, channels, norm)
+            )
+            self.semantic_logits = nn.Conv2d(channels, num_classes, 1)
+            assert self.semantic_logits.bias is not None
+            nn.init.constant_(self.semantic_logits.bias, -torch.log(torch.tensor(99.0)).item())
+
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> Float[Tensor, "b m h w"]:
+        guide = self.refine[0](maps[0])
+        x = guide
+        for refine, level in zip(list(self.refine)[1:], maps[1:], strict=True):
+            y = refine(level)
+            factor = x.shape[-1] // y.shape[-1]
+            x = x + aligned_upsample(y, factor)
+        if self.filter is not None:
+            x = self.filter(x, guide)
+        features: Tensor = self.tower(x)
+        return features
+
+    def semantic(self, p3: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
+        """Logits of the auxiliary semantic segmentation, from P3."""
+        logits: Tensor = self.semantic_logits(self.semantic_tower(p3))
+        return logits

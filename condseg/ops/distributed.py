@@ -1,0 +1,20 @@
+"""What ranks tell each other."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a (detached) value over all ranks; the value itself without a process group.
+
+    A loss summed on each rank and divided by the mean count becomes, once the gradients are
+    averaged over the ranks, the loss of the global batch divided by its whole count.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value.detach()
+    total = value.detach().clone().to(torch.float32)
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

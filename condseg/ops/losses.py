@@ -1,0 +1,68 @@
+"""Losses without parameters; each returns one value an element, the caller sums and normalises."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from condseg.ops.boxes import ltrb_overlap
+
+BoxLoss = Literal["giou", "linear_iou", "iou"]
+
+
+def focal_loss(
+    logits: Float[Tensor, "*n k"],
+    labels: Int64[Tensor, "*n"],
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Float[Tensor, ""]:
+    """Sum of the sigmoid focal loss against one-hot labels; label K is background (all zeros).
+
+    FL(p) = -alpha_t (1 - p_t)^gamma log(p_t).
+
+    Args:
+        logits: (..., K).
+        labels: (...,) 0..K.
+        alpha: weight of the positives, 1 - alpha of the negatives.
+        gamma: how strongly easy examples are discounted.
+
+    Source:
+        RetinaNet (ICCV 2017), equation 5.
+    """
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    target = (labels[..., None] == classes).to(logits.dtype)
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    wrong = p + target - 2 * p * target
+    weight = (1 - alpha) + (2 * alpha - 1) * target
+    return (weight * wrong**gamma * cross_entropy).sum()
+
+
+def box_loss(
+    predicted: Float[Tensor, "n 4"], target: Float[Tensor, "n 4"], kind: BoxLoss = "giou"
+) -> Float[Tensor, " n"]:
+    """1 - giou, 1 - iou or -log iou of distances l, t, r, b (see :func:`ltrb_overlap`)."""
+    iou, giou = ltrb_overlap(predicted, target)
+    if kind == "giou":
+        return 1 - giou
+    return 1 - iou if kind == "linear_iou" else -iou.log()
+
+
+def dice_loss(
+    scores: Float[Tensor, "n *s"], target: Float[Tensor, "n *s"] | Bool[Tensor, "n *s"]
+) -> Float[Tensor, " n"]:
+    """1 - 2 sum(p t) / (sum p^2 + sum t^2 + 1e-5), one value an instance.
+
+    Args:
+        scores: (N, ...) after the sigmoid.
+        target: (N, ...) 0 or 1.
+
+    Source:
+        V-Net (3DV 2016), as CondInst (ECCV 2020), equation 5, uses it.
+    """
+    p, t = scores.flatten(1), target.flatten(1).to(scores.dtype)
+    return 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 1e-5)
