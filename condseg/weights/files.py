@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,36 @@ def load_strict(
     for key in state:
         if key not in own:
             log.info("%s: %s left out: %s", source, key, left_out[key])
+
+
+def rename(
+    state: Mapping[str, Tensor],
+    rules: Sequence[tuple[str, str]],
+    derived: Mapping[str, str],
+    source: str,
+) -> dict[str, Tensor]:
+    """Gives each tensor the name of the first rule whose pattern matches its whole old name.
+
+    Args:
+        state: as a checkpoint holds it.
+        rules: (regular expression, replacement with ``\\1``...).
+        derived: regular expression -> reason, for what is left out because we compute it.
+        source: whose names these are, for messages.
+
+    Raises:
+        ValueError: a name that no rule knows, or two tensors with the same new name.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        reason = next((why for old, why in derived.items() if re.fullmatch(old, key)), None)
+        if reason is not None:
+            log.info("%s: %s left out: %s", source, key, reason)
+            continue
+        match = next(((m, new) for old, new in rules if (m := re.fullmatch(old, key))), None)
+        if match is None:
+            raise ValueError(f"weights: {source}: no place is known for {key}")
+        name = match[0].expand(match[1])
+        if name in renamed:
+            raise ValueError(f"weights: {source}: two tensors would be {name}, one of them {key}")
+        renamed[name] = tensor
+    return renamed

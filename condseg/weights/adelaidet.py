@@ -1,0 +1,101 @@
+"""Checkpoints of AdelaiDet's CondInst and BoxInst (detectron2's names) under our names.
+
+Their ResNets are of the Caffe kind: ``Backbone(style="caffe")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from condseg.weights.files import rename
+
+_RESNET = r"backbone\.bottom_up\."
+_HEAD = r"proposal_generator\.fcos_head\."
+_LEAF = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+
+_RULES = [
+    (rf"{_RESNET}stem\.conv1\.weight", r"backbone.network.conv1.weight"),
+    (rf"{_RESNET}stem\.conv1\.norm\.{_LEAF}", r"backbone.network.bn1.\1"),
+    *(
+        rule
+        for stage in range(2, 6)
+        for rule in (
+            (
+                rf"{_RESNET}res{stage}\.(\d+)\.conv(\d)\.weight",
+                rf"backbone.network.layer{stage - 1}.\1.conv\2.weight",
+            ),
+            (
+                rf"{_RESNET}res{stage}\.(\d+)\.conv(\d)\.norm\.{_LEAF}",
+                rf"backbone.network.layer{stage - 1}.\1.bn\2.\3",
+            ),
+            (
+                rf"{_RESNET}res{stage}\.(\d+)\.shortcut\.weight",
+                rf"backbone.network.layer{stage - 1}.\1.downsample.0.weight",
+            ),
+            (
+                rf"{_RESNET}res{stage}\.(\d+)\.shortcut\.norm\.{_LEAF}",
+                rf"backbone.network.layer{stage - 1}.\1.downsample.1.\2",
+            ),
+        )
+    ),
+    *(
+        (rf"backbone\.fpn_{part}{level}\.(weight|bias)", rf"fpn.{part}.{level - 3}.\1")
+        for part in ("lateral", "output")
+        for level in (3, 4, 5)
+    ),
+    (r"backbone\.top_block\.(p6|p7)\.(weight|bias)", r"fpn.\1.\2"),
+    (rf"{_HEAD}cls_tower\.(\d+)\.(weight|bias)", r"head.class_tower.\1.\2"),
+    (rf"{_HEAD}bbox_tower\.(\d+)\.(weight|bias)", r"head.box_tower.\1.\2"),
+    (rf"{_HEAD}cls_logits\.(weight|bias)", r"head.class_logits.\1"),
+    (rf"{_HEAD}bbox_pred\.(weight|bias)", r"head.box_ltrb.\1"),
+    (rf"{_HEAD}ctrness\.(weight|bias)", r"head.centerness.\1"),
+    (rf"{_HEAD}scales\.(\d+)\.scale", r"head.scales.\1"),
+    (r"controller\.(weight|bias)", r"head.controller.\1"),
+    (rf"mask_branch\.(refine|tower)\.(\d+)\.([01])\.{_LEAF}", r"mask_branch.\1.\2.\3.\4"),
+    (r"mask_branch\.tower\.(\d+)\.(weight|bias)", r"mask_branch.tower.\1.\2"),
+    (rf"mask_branch\.seg_head\.(\d+)\.([01])\.{_LEAF}", r"mask_branch.semantic_tower.\1.\2.\3"),
+    (r"mask_branch\.logits\.(weight|bias)", r"mask_branch.semantic_logits.\1"),
+]
+_DERIVED = {
+    r"pixel_(mean|std)": "the backbone's style has them",
+    r"mask_head\.sizes_of_interest": "the post-process and the criterion have them",
+    r"mask_head\._iter": "counts the steps of BoxInst's warm-up, training's own affair",
+}
+
+
+def convert_adelaidet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AdelaiDet's names -> ours; what we derive is left out by name.
+
+    Args:
+        state: its ``model`` dictionary, with or without the semantic branch.
+
+    Returns:
+        All the tensors of a ``CondInst`` of the same size on a ``Backbone(style="caffe")``.
+
+    Raises:
+        ValueError: a name that is not CondInst's.
+    """
+    renamed = rename(state, _RULES, _DERIVED, "AdelaiDet's CondInst")
+    return with_counters(join_scales(renamed))
+
+
+def join_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors of the levels, a tensor each there, are one vector here."""
+    parts = sorted(key for key in state if key.startswith("head.scales."))
+    joined = {key: tensor for key, tensor in state.items() if key not in parts}
+    if parts:
+        joined["head.scales"] = torch.cat([state[key].reshape(1) for key in parts])
+    return joined
+
+
+def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the batch counters that frozen batch norms elsewhere do not have."""
+    counted = dict(state)
+    for key in state:
+        if key.endswith(".running_mean"):
+            counter = key.removesuffix("running_mean") + "num_batches_tracked"
+            counted.setdefault(counter, torch.tensor(0))
+    return counted
