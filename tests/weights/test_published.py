@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,25 +33,23 @@ def made_up(model: str, file: str = "keys_condinst.json") -> dict[str, Tensor]:
     return {k: torch.zeros((), dtype=DTYPES[d]).expand(shape) for k, (shape, d) in keys.items()}
 
 
-def network(depth: int = 50, semantic_loss: bool = False) -> CondInst:
-    return CondInst(
-        Backbone(f"resnet{depth}", None, style="caffe"), 80, semantic_loss=semantic_loss
-    )
+def network(depth: int = 50, **options: Any) -> CondInst:
+    return CondInst(Backbone(f"resnet{depth}", None, style="caffe"), 80, **options)
 
 
 @needs_key_lists
 @pytest.mark.parametrize(
-    ("model", "depth", "semantic"),
+    ("model", "options"),
     [
-        ("CondInst_MS_R_50", 50, False),
-        ("CondInst_MS_R_50_sem", 50, True),
-        ("CondInst_MS_R_101", 101, False),
-        ("BoxInst_MS_R_50", 50, False),
+        ("CondInst_MS_R_50", {}),
+        ("CondInst_MS_R_50_sem", {"semantic_loss": True}),
+        ("CondInst_MS_R_101", {"depth": 101}),
+        ("BoxInst_MS_R_50", {"mask_features": 16}),
     ],
 )
-def test_adelaidet(model: str, depth: int, semantic: bool) -> None:
+def test_adelaidet(model: str, options: dict[str, Any]) -> None:
     state = convert_adelaidet(made_up(model))
-    expected = network(depth, semantic).state_dict()
+    expected = network(**options).state_dict()
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in expected.items()}
 
 
