@@ -1,0 +1,66 @@
+"""Picture files of every kind -> (H, W, 3) RGB, 0..255."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads a picture as people see it.
+
+    Grey becomes three equal channels; palette, CMYK and other colour modes become RGB; what is
+    transparent lies on white; the EXIF orientation is carried out; of an animation, the first
+    frame. 16 bits a channel in colour keep the upper 8. 16-bit grey is divided by the full scale
+    of the least depth among 8, 10, 12, 14 and 16 bits that holds its brightest pixel, for
+    cameras with 12 bits write them into the lower end of 16.
+
+    Args:
+        path: the file.
+        upright: carry out the EXIF orientation; otherwise the pixels as they are stored.
+
+    Raises:
+        ValueError: the file is missing, empty, cut off, no picture, or of a kind without a
+            defined white (32-bit, floating point); the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such picture file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes); expected a picture")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
+        raise ValueError(f"{path}: cannot be read as a picture: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _deep_grey(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined white; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image).astype(np.int64)
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high >= 1 << 16:
+        raise ValueError(f"grey values {low}..{high}; 0..65535 is allowed")
+    full = next((1 << depth) - 1 for depth in _DEPTHS if high < 1 << depth)
+    return Image.fromarray((pixels * 255 // full).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,154 @@
+"""What is done to a picture and its masks before the network sees them (albumentations)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+# Otherwise albumentations asks the network for a newer version of itself at every start.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+from condseg.structures import Size
+
+Flip = Literal["none", "horizontal", "both"]
+Sampling = Literal["choice", "range"]
+
+
+def resized(size: Size, short_side: int, max_long_side: int) -> Size:
+    """The size at which the short side is ``short_side``, or the long one its cap if that is less.
+
+    s = min(short_side / min(h, w), max_long_side / max(h, w)); (int(s h + 0.5), int(s w + 0.5))
+
+    Source: detectron2's ResizeShortestEdge, as used by the official CondInst.
+    """
+    scale = short_side / min(size)
+    scale *= min(1.0, max_long_side / (scale * max(size)))
+    height, width = (max(1, int(scale * side + 0.5)) for side in size)
+    return height, width
+
+
+class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
+    """Resizes the short side to one of several lengths, the long side capped.
+
+    Pictures are shrunk by area (every source pixel counts, no aliasing) and enlarged bilinearly;
+    masks take the nearest pixel, pixel centres aligned, so that they do not drift against the
+    picture.
+
+    Args:
+        short_sides: lengths in pixels.
+        max_long_side: cap in pixels.
+        sampling: one of ``short_sides``, or any length between the least and the greatest.
+    """
+
+    def __init__(
+        self, short_sides: Sequence[int], max_long_side: int, sampling: Sampling = "choice"
+    ) -> None:
+        super().__init__(p=1.0)
+        self.short_sides = tuple(short_sides)
+        self.max_long_side = max_long_side
+        self.sampling = sampling
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        short_side = self.short_sides[0]
+        if self.sampling == "range":
+            short_side = self.py_random.randint(min(self.short_sides), max(self.short_sides))
+        elif len(self.short_sides) > 1:
+            short_side = self.py_random.choice(self.short_sides)
+        height, width = params["shape"][:2]
+        return {"size": resized((height, width), short_side, self.max_long_side)}
+
+    def apply(self, img: np.ndarray, size: Size = (1, 1), **params: Any) -> np.ndarray:
+        if img.shape[:2] == size:
+            return img
+        shrinks = size[0] * size[1] < img.shape[0] * img.shape[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(img, size[::-1], interpolation=how))
+
+    def apply_to_mask(self, mask: np.ndarray, size: Size = (1, 1), **params: Any) -> np.ndarray:
+        return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def resize_transform(short_side: int, max_long_side: int) -> A.Compose:
+    """Resizing alone, for evaluation and prediction: ``transform(image=image)["image"]``.
+
+    Args:
+        short_side: pixels of the short side.
+        max_long_side: cap of the long side in pixels; it wins.
+
+    Raises:
+        ValueError: a length is below 1, or the cap below the short side.
+    """
+    check_sides((short_side,), max_long_side)
+    return A.Compose([ResizeShortSide((short_side,), max_long_side)])
+
+
+def train_transform(
+    short_sides: Sequence[int] = (640, 672, 704, 736, 768, 800),
+    max_long_side: int = 1333,
+    sampling: Sampling = "choice",
+    flip: Flip = "horizontal",
+    crop: float = 0.0,
+    color_jitter: float = 0.0,
+) -> A.Compose:
+    """What training does to a picture: crop, resize, flip, change of colour.
+
+    Args:
+        short_sides: pixels of the short side, one drawn for each picture.
+        max_long_side: cap of the long side in pixels.
+        sampling: "choice" draws one of ``short_sides``, "range" any length between the least
+            and the greatest of them.
+        flip: mirror left-right in half of the cases; "both" also top-bottom (microscopy, air).
+        crop: in half of the cases, up to this part of each side is cut off at each border
+            before resizing, which also enlarges what is left; 0 cuts nothing.
+        color_jitter: in half of the cases brightness, contrast and saturation change by up to
+            this factor, the hue by a tenth of it; 0 changes nothing.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+    check_sides(short_sides, max_long_side)
+    if not 0 <= crop < 0.5:
+        raise ValueError(f"crop is {crop}; allowed is 0 <= crop < 0.5")
+    if not 0 <= color_jitter <= 1:
+        raise ValueError(f"color_jitter is {color_jitter}; allowed is 0..1")
+    steps: list[A.BasicTransform] = []
+    if crop:
+        steps.append(A.RandomCropFromBorders(crop, crop, crop, crop, p=0.5))
+    steps.append(ResizeShortSide(short_sides, max_long_side, sampling))
+    if flip != "none":
+        steps.append(A.HorizontalFlip(p=0.5))
+    if flip == "both":
+        steps.append(A.VerticalFlip(p=0.5))
+    if color_jitter:
+        span = (1 - color_jitter, 1 + color_jitter)
+        steps.append(A.ColorJitter(span, span, span, (-color_jitter / 10, color_jitter / 10)))
+    return A.Compose(steps)
+
+
+def check_sides(short_sides: Sequence[int], max_long_side: int) -> None:
+    """Raises ValueError unless every short side is at least 1 and at most the cap."""
+    if not short_sides or min(short_sides) < 1:
+        raise ValueError(f"short_sides are {tuple(short_sides)}; one or more lengths of 1 or more")
+    if max(short_sides) > max_long_side:
+        raise ValueError(
+            f"max_long_side is {max_long_side}; at least the greatest short side, "
+            f"{max(short_sides)}, is allowed"
+        )
+
+
+def seed_transform(transform: A.Compose, *key: int) -> None:
+    """Makes the next call of ``transform`` a pure function of its input and ``key``.
+
+    One generator serves all steps in turn; albumentations' own ``set_random_seed`` would give
+    each step the same draws, so that flipping and scale went together.
+    """
+    generator = np.random.default_rng(key)
+    transform.set_random_state(generator, random.Random(int(generator.integers(2**62))))
