@@ -1,0 +1,230 @@
+"""Pictures with their instances drawn in: masks, boxes, names, scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from condseg.structures import Detections, Targets
+
+Image = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2
+
+# Okabe and Ito, "Color Universal Design" (2008), without black: told apart by the colour-blind.
+PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Sizes in pixels of the drawn picture.
+
+    Attributes:
+        line: width of contours and boxes.
+        font: height of the labels' font.
+        opacity: of a mask's fill, 0..1.
+        small: objects whose longer side is below this get a thin contour and no box or label, for
+            these would cover more than they tell.
+    """
+
+    line: int
+    font: int
+    opacity: float
+    small: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Style:
+        """In proportion to the picture, but never too fine to read."""
+        side = math.sqrt(height * width)
+        font = max(11, round(side / 40))
+        return cls(line=max(1, round(side / 400)), font=font, opacity=0.4, small=2 * font)
+
+
+def draw(
+    image: Image,
+    detections: Detections,
+    names: Sequence[str],
+    score_threshold: float = 0.0,
+    scale: int = 1,
+) -> Image:
+    """The picture with what was found in it.
+
+    Neighbouring instances differ in colour, whatever their class. Large ones are drawn first so
+    that small ones lie on top. Labels are placed best score first, inside the picture and beside
+    each other; one that finds no free place or is over twice as large as its object, and
+    those of objects smaller than :attr:`Style.small`, are left out.
+
+    Args:
+        image: (H, W, 3) RGB, 0..255; it is not changed.
+        detections: in this picture's pixels.
+        names: class k's name at position k.
+        score_threshold: what scores lower is not drawn.
+        scale: the picture is enlarged that many times before, see :func:`legible_scale`.
+
+    Returns:
+        (scale * H, scale * W, 3) RGB.
+
+    Raises:
+        ValueError: the masks are not of the picture's size.
+    """
+    chosen = detections.scores >= score_threshold
+    labels = detections.labels[chosen].tolist()
+    scores = detections.scores[chosen].tolist()
+    return _draw(
+        image,
+        detections.boxes[chosen].cpu().numpy(),
+        detections.masks[chosen].cpu().numpy(),
+        [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)],
+        scale,
+    )
+
+
+def draw_targets(image: Image, targets: Targets, names: Sequence[str], scale: int = 1) -> Image:
+    """The picture with its ground truth; of padded masks the picture's part is taken.
+
+    Args and Returns as in :func:`draw`.
+    """
+    height, width = image.shape[:2]
+    return _draw(
+        image,
+        targets.boxes.cpu().numpy(),
+        targets.masks[:, :height, :width].cpu().numpy(),
+        [names[k] for k in targets.labels.tolist()],
+        scale,
+    )
+
+
+def legible_scale(height: int, width: int) -> int:
+    """How many times to enlarge a picture so that labels do not crowd it out: 1 from 480 pixels."""
+    return min(4, max(1, math.ceil(480 / min(height, width))))
+
+
+def _draw(
+    image: Image, boxes: NDArray[np.float32], masks: NDArray[np.bool_], texts: list[str], scale: int
+) -> Image:
+    height, width = image.shape[:2]
+    if masks.shape[1:] != (height, width):
+        raise ValueError(
+            f"masks are {masks.shape[1]} x {masks.shape[2]} (height x width), the picture is "
+            f"{height} x {width}"
+        )
+    if scale > 1:
+        size = (scale * width, scale * height)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    canvas = np.ascontiguousarray(image).copy()
+    style = Style.of(*canvas.shape[:2])
+    rectangles = [_rectangle(box * scale, canvas) for box in boxes]
+    colours = _colours(rectangles, reach=2 * style.line)
+    sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in rectangles]
+    for i in sorted(range(len(masks)), key=lambda i: -sides[i]):
+        line = style.line if sides[i] >= style.small else max(1, style.line // 2)
+        _draw_mask(canvas, masks[i], colours[i], line, style.opacity, scale)
+    large = [i for i, side in enumerate(sides) if side >= style.small]
+    for i in large:
+        x1, y1, x2, y2 = rectangles[i]
+        thin = max(1, style.line // 2)
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colours[i], thin)
+    _draw_labels(canvas, [(rectangles[i], texts[i], colours[i]) for i in large], style)
+    return canvas
+
+
+def _rectangle(box: NDArray[np.float32], canvas: Image) -> Rectangle:
+    height, width = canvas.shape[:2]
+    x1, y1 = np.floor(box[:2]).astype(int)
+    x2, y2 = np.ceil(box[2:]).astype(int)
+    return max(0, int(x1)), max(0, int(y1)), min(width, int(x2)), min(height, int(y2))
+
+
+def _colours(rectangles: Sequence[Rectangle], reach: int) -> list[Colour]:
+    """To each the colour least used among its neighbours, then least used at all."""
+    corners = np.array(rectangles, dtype=np.int64).reshape(-1, 4)
+    low, high = corners[:, :2] - reach, corners[:, 2:] + reach
+    chosen = np.full(len(corners), -1)
+    for i in range(len(corners)):
+        near = ((low[i] < high[:i]) & (low[:i] < high[i])).all(axis=1)
+        beside = np.bincount(chosen[:i][near], minlength=len(PALETTE))
+        overall = np.bincount(chosen[:i], minlength=len(PALETTE))
+        chosen[i] = np.lexsort((overall, beside))[0]
+    return [PALETTE[k] for k in chosen]
+
+
+def _draw_mask(
+    canvas: Image, mask: NDArray[np.bool_], colour: Colour, line: int, opacity: float, scale: int
+) -> None:
+    """A fill that the picture shows through, and a solid contour along its edge and holes."""
+    x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
+    if w == 0:
+        return
+    part = mask[y : y + h, x : x + w].astype(np.uint8)
+    if scale > 1:
+        soft = cv2.resize(part * 255, (w * scale, h * scale), interpolation=cv2.INTER_LINEAR)
+        part = (soft > 127).astype(np.uint8)
+    left, top = x * scale, y * scale
+    view = canvas[top : top + h * scale, left : left + w * scale]
+    inside = part.astype(bool)
+    view[inside] = (1 - opacity) * view[inside] + opacity * np.array(colour)
+    contours, _ = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, colour, line, cv2.LINE_AA, offset=(left, top))
+
+
+def _draw_labels(
+    canvas: Image, labels: Sequence[tuple[Rectangle, str, Colour]], style: Style
+) -> None:
+    font = cv2.FontFace("sans")
+    height, width = canvas.shape[:2]
+    high, margin = round(1.3 * style.font), round(0.3 * style.font)
+    taken = np.zeros((0, 4), dtype=np.int64)
+    for rectangle, text, colour in labels:
+        extent = cv2.getTextSize((width, height), text, (0, 0), font, style.font, 500)
+        long = extent[2] + 2 * margin
+        area = (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])
+        place = _place(rectangle, long, high, (height, width), taken)
+        if place is None or long * high > 2 * area:
+            continue
+        x, y, right, bottom = place
+        taken = np.vstack([taken, place])
+        canvas[y:bottom, x:right] = colour
+        ink = (0, 0, 0) if _luminance(colour) > 0.3 else (255, 255, 255)
+        baseline = (x + margin - extent[0], bottom - round(0.38 * style.font))
+        cv2.putText(canvas, text, baseline, ink, font, style.font, 500)
+
+
+def _place(
+    box: Rectangle, width: int, height: int, picture: tuple[int, int], taken: NDArray[np.int64]
+) -> Rectangle | None:
+    """The first free place: on the box, in it, under it, then further along its edges."""
+    x1, y1, x2, y2 = box
+    xs = [x1, x2 - width, (x1 + x2 - width) // 2]
+    ys = [y1 - height, y1, y2, y2 - height, (y1 + y2 - height) // 2]
+    for y in ys:
+        for x in xs:
+            left = min(max(0, x), picture[1] - width)
+            top = min(max(0, y), picture[0] - height)
+            place = (left, top, left + width, top + height)
+            if left < 0 or top < 0:
+                return None
+            covers = (taken[:, :2] < place[2:]) & (np.array(place[:2]) < taken[:, 2:])
+            if not covers.all(axis=1).any():
+                return place
+    return None
+
+
+def _luminance(colour: Colour) -> float:
+    """Relative luminance 0..1 (WCAG 2)."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255
+    ]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))

@@ -1,0 +1,34 @@
+"""Draws the instances that a checkpoint finds in pictures, and prints them.
+
+python tools/demo.py street.jpg holiday/ "scans/*.png" --score 0.5
+"""
+
+import argparse
+
+from condseg.errors import user_errors
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("inputs", nargs="+", help="picture files, folders, patterns")
+    parser.add_argument("--checkpoint", help="default: the newest run's best")
+    parser.add_argument("--score", type=float, default=0.4, help="least score that is shown")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--output", default="out", help="folder of the drawings")
+    parser.add_argument("--json", action="store_true", help="write detections.json there, too")
+    args = parser.parse_args()
+    with user_errors():
+        from condseg.annotate import annotate
+        from condseg.predict import Predictor
+
+        predictor = Predictor.from_checkpoint(args.checkpoint, args.device)
+        failed = annotate(predictor, args.inputs, args.output, args.score, args.json)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

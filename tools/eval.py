@@ -1,0 +1,39 @@
+"""Box and mask AP of a checkpoint, by pycocotools.
+
+python tools/eval.py --checkpoint runs/quickstart/version_0/checkpoints/best.ckpt
+torchrun --nproc_per_node 2 tools/eval.py --checkpoint ... --data data/coco
+"""
+
+import argparse
+
+from condseg.errors import user_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", help="default: the newest run's best")
+    parser.add_argument("--data", help="tabletop, or a folder; default: as in the training")
+    parser.add_argument("--annotations", help="a COCO json instead of what is found in --data")
+    parser.add_argument("--images", help="the folder of its pictures")
+    parser.add_argument("--batch_size", type=int, default=1, help="in each process")
+    parser.add_argument("--workers", type=int, default=2, help="that read pictures")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--score_threshold", type=float, help="default: as in the training")
+    parser.add_argument("--max_detections", type=int, help="a picture; default: as in the training")
+    parser.add_argument("--output", default="out/eval", help="folder of the JSON files")
+    args = vars(parser.parse_args())
+    settings = [args.pop(k) for k in ("checkpoint", "device", "score_threshold", "max_detections")]
+    with user_errors():
+        from condseg.predict import Predictor, evaluate, is_main_process
+
+        report, speed = evaluate(Predictor.from_checkpoint(*settings), **args)
+        if is_main_process():
+            print(f"{report.table()}\n\n{speed:.2f} pictures/s; written to {args['output']}/")
+
+
+if __name__ == "__main__":
+    main()
