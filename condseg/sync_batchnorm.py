@@ -1,0 +1,152 @@
+"""Batch norm over the global batch of all ranks, on any device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning.pytorch.plugins.layer_sync import LayerSync
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _SumOverRanks(Function):
+    """y = sum over ranks of x; so dL/dx = sum over ranks of dL/dy."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        y = x.clone()
+        dist.all_reduce(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    y: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
+def global_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What ``norm`` does in training, with the mean and variance of all ranks' samples.
+
+    mean = sum(x) / n, var = sum((x - mean)^2) / n; the sums and n run over the global batch. The
+    running variance takes n - 1, as torch does. A single value (n = 1) has no variance: it is
+    normalised by the running statistics, which stay, as in :mod:`condseg.layers`.
+
+    Args:
+        norm: whose parameters and running statistics are used and updated.
+        x: (B, C, *) this rank's share; B may differ between ranks.
+    """
+    dims = [d for d in range(x.ndim) if d != 1]
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    count = wide.new_tensor([x.numel() / x.shape[1]])
+    total = _sum_over_ranks(torch.cat([wide.sum(dims), count]))
+    n = total[-1].detach()
+    mean = total[:-1] / n
+    var = _sum_over_ranks((wide - mean.view(shape)).square().sum(dims)) / n
+    if norm.running_mean is not None:
+        mean, var = _track(norm, mean, var, n)
+    y = (wide - mean.view(shape)) * torch.rsqrt(var.view(shape) + norm.eps)
+    if norm.affine:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)
+
+
+def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves the running statistics; gives those to normalise by. Without a branch on ``n``,
+    which would have a GPU wait."""
+    running_mean, running_var, batches = (
+        norm.running_mean,
+        norm.running_var,
+        norm.num_batches_tracked,
+    )
+    assert running_mean is not None
+    assert running_var is not None
+    assert batches is not None
+    several = n > 1
+    old_mean, old_var = running_mean.clone(), running_var.clone()
+    with torch.no_grad():
+        batches.add_(several)
+        share = 1 / batches.clamp(min=1) if norm.momentum is None else norm.momentum
+        unbiased = var * n / (n - 1).clamp(min=1)
+        running_mean.add_((mean - running_mean) * share * several)
+        running_var.add_((unbiased - running_var) * share * several)
+    return torch.where(several, mean, old_mean), torch.where(several, var, old_var)
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """``nn.BatchNorm`` whose training statistics are those of the global batch.
+
+    Args:
+        norm: whose parameters, buffers and children it takes over. Children are applied after
+            the norm, in their order: timm's norms carry their activation so.
+
+    Shape:
+        (B, C, *) -> the same; evaluation is plain batch norm.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+        )
+        for name in _STATE:
+            setattr(self, name, getattr(norm, name))
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+        self.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            y = global_batch_norm(self, input)
+        else:
+            mean, var = self.running_mean, self.running_var
+            y = F.batch_norm(input, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+        for child in self.children():
+            y = child(y)
+        return y
+
+
+class SyncBatchNorm(LayerSync):
+    """Makes the batch norms of a model see the global batch while it trains on several ranks.
+
+    Plain ones become torch's own synchronised layer on CUDA; that one refuses the CPU and knows
+    no activation, so elsewhere it is :class:`GlobalBatchNorm`. Names in the state stay the same.
+    """
+
+    def __init__(self) -> None:
+        self._originals: list[tuple[nn.Module, str, nn.Module]] = []
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, _BatchNorm) and not isinstance(child, nn.SyncBatchNorm):
+                    self._originals.append((parent, name, child))
+                    setattr(parent, name, _synchronised(child))
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        while self._originals:
+            parent, name, original = self._originals.pop()
+            current = getattr(parent, name)
+            for tensor in _STATE:
+                setattr(original, tensor, getattr(current, tensor))
+            setattr(parent, name, original.train(current.training))
+        return model
+
+
+def _synchronised(norm: _BatchNorm) -> nn.Module:
+    if type(norm) in _PLAIN and norm.weight is not None and norm.weight.is_cuda:
+        module: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+        return module
+    return GlobalBatchNorm(norm)

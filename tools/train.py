@@ -1,0 +1,22 @@
+"""Trains: ``python tools/train.py --config quickstart.yaml``.
+
+Configurations lie over each other: configs/default.yaml, each ``--config``, then ``--key value``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from condseg.cli import main
+
+if __name__ == "__main__":
+    cli = main(Path(__file__).resolve().parents[1] / "configs")
+    if cli.trainer.is_global_zero:
+        folder = cli.run_folder
+        best = folder / "checkpoints" / "best.ckpt"
+        print(f"\ncheckpoints, metrics.csv and pictures are in {folder}\nnext:")
+        print(f"  python tools/eval.py --checkpoint {best}")
+        print(f"  python tools/demo.py --checkpoint {best} {folder / 'pictures'}")
