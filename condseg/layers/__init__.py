@@ -1,0 +1,42 @@
+"""The dynamic-convolution family; it knows nothing of detection and works in any network."""
+
+from condseg.layers.condconv import CondConv1d, CondConv2d, CondConv3d
+from condseg.layers.convert import Conversion, to_dynamic
+from condseg.layers.dfn import DynamicConv2d, DynamicLocalFilter2d
+from condseg.layers.dmnet import DynamicContextFilter2d, DynamicMultiScaleFilter2d
+from condseg.layers.dyconv import DyConv1d, DyConv2d, DyConv3d
+from condseg.layers.dynet import DyNetConv2d
+from condseg.layers.hdfnet import (
+    DenseTransport2d,
+    DynamicDilatedFilter2d,
+    DynamicDilatedPyramid2d,
+    hybrid_enhanced_loss,
+)
+from condseg.layers.odconv import ODConv1d, ODConv2d, ODConv3d
+from condseg.layers.slot import ConvFactory, ConvSlot, set_temperature
+
+__all__ = [
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
+    "ConvFactory",
+    "ConvSlot",
+    "Conversion",
+    "DenseTransport2d",
+    "DyConv1d",
+    "DyConv2d",
+    "DyConv3d",
+    "DyNetConv2d",
+    "DynamicContextFilter2d",
+    "DynamicConv2d",
+    "DynamicDilatedFilter2d",
+    "DynamicDilatedPyramid2d",
+    "DynamicLocalFilter2d",
+    "DynamicMultiScaleFilter2d",
+    "ODConv1d",
+    "ODConv2d",
+    "ODConv3d",
+    "hybrid_enhanced_loss",
+    "set_temperature",
+    "to_dynamic",
+]

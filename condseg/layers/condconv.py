@@ -1,0 +1,106 @@
+"""CondConv: conditionally parameterized convolutions (Yang et al., NeurIPS 2019)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condseg.layers.per_sample import conv_per_sample, mix
+from condseg.layers.slot import ConvSlot, Sizes, full_precision, init_like_conv_, pool, positive
+
+
+class CondConv2d(ConvSlot):
+    r"""Convolution with a kernel that is a weighted sum of experts, routed by the input.
+
+    .. math:: y = \Big(\sum_e r_e(x) W_e\Big) * x + \sum_e r_e(x) b_e,
+        \qquad r(x) = \mathrm{sigmoid}(R\,\mathrm{pool}(x))
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in ``nn.Conv2d``.
+        num_experts: kernels that are mixed (the paper's n); not normalised, each has its sigmoid.
+
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
+
+    Source:
+        Yang et al., "CondConv: Conditionally Parameterized Convolutions for Efficient Inference",
+        section 3; a bias of the routing and experts' biases as in the published implementations.
+    """
+
+    # The paper's ResNet-50 and EfficientNet-B0 are dynamic in their last three blocks.
+    paper_blocks = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        num_experts: int = 8,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        positive(num_experts=num_experts)
+        self.num_experts = num_experts
+        self.routing_fn = nn.Linear(in_channels, num_experts)
+        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_channels)) if bias else None
+        init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
+
+    def routing_weights(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e"]:
+        """How much of each expert each sample gets, 0..1."""
+        with full_precision(x):
+            return torch.sigmoid(self.routing_fn(pool(x, self.routing_fn.weight)))
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+        routing = self.routing_weights(x)
+        with full_precision(x):
+            kernel = mix(routing, self.weight)
+            bias = None if self.bias is None else mix(routing, self.bias)
+        x, padding = self.pad(x)
+        return conv_per_sample(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def copy_static_(self, conv: nn.Module) -> None:
+        """Compute what the static convolution computes, whatever the input.
+
+        Experts come in pairs with opposite routings: sigmoid(z) + sigmoid(-z) = 1, so that a pair
+        of equal experts counts as one while each of the two sees other samples and they part as
+        soon as training begins. An odd expert is routed by sigmoid(0) = 1/2.
+        """
+        weight, bias = self._static(conv)
+        half = self.num_experts // 2
+        for parameter in (self.routing_fn.weight, self.routing_fn.bias):
+            parameter[half : 2 * half] = -parameter[:half]
+            parameter[2 * half :] = 0
+        share = 2 / self.num_experts
+        self.weight.copy_((weight * share).expand_as(self.weight))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_((bias * share).expand_as(self.bias))
+
+
+class CondConv1d(CondConv2d):
+    __doc__ = CondConv2d.__doc__
+    dims = 1
+
+
+class CondConv3d(CondConv2d):
+    __doc__ = CondConv2d.__doc__
+    dims = 3

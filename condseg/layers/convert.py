@@ -1,0 +1,176 @@
+"""Turns the convolutions of any network into dynamic ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from condseg.layers.slot import ConvFactory, ConvSlot, geometry, is_static, place_like
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+SHORTCUTS = {"downsample", "shortcut", "skip", "skip_conv", "conv_skip"}
+POOLED_PARTS = {"se", "attn", "attention", "global_pool"}
+POOLED_CLASSES = re.compile(r"Squeeze|SEModule|SEBlock|Attention|Attn")
+BLOCK = re.compile(r"^(?:[^.]*[^.\d][^.]*\.)*?(?:\d+\.)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What :func:`to_dynamic` changed.
+
+    Attributes:
+        converted: names of the convolutions that are dynamic now.
+        kept: names of the others, each with the reason.
+        parameters: number of the network's parameters before and after.
+    """
+
+    converted: tuple[str, ...]
+    kept: dict[str, str]
+    parameters: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.converted)
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        reasons = sorted(set(self.kept.values()))
+        lines = [
+            f"{len(self)} convolutions made dynamic, {len(self.kept)} kept; "
+            f"parameters {before:,} -> {after:,}"
+        ]
+        for reason in reasons:
+            names = [name for name, why in self.kept.items() if why == reason]
+            lines.append(f"  kept ({reason}): {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def to_dynamic(
+    network: nn.Module, factory: ConvFactory, where: Where = "paper", *, copy: bool = True
+) -> Conversion:
+    """Replace convolutions of the network, in place, by layers that compute the same at the start.
+
+    Args:
+        network: any module; torchvision's and timm's are known to work.
+        factory: builds a layer from nn.Conv2d's arguments, for example
+            ``functools.partial(ODConv2d, num_experts=4)``.
+        where: ``"paper"``, the layer's own rule: all convolutions but the stem (what comes before
+            the first block) and the shortcuts, or those of the last blocks (CondConv); or the
+            names of modules, all of whose convolutions are converted; or a predicate of the
+            convolution's name and the convolution.
+        copy: start from the static weights (``copy_static_``); else as the layer initialises.
+
+    Returns:
+        What was changed. Convolutions of attentions on pooled maps (squeeze and excitation) and of
+        layers that are dynamic already are not touched by ``"paper"``; subclasses of nn.Conv2d that
+        compute something else are never touched, except timm's ``Conv2dSame``, whose padding the
+        new layer takes over.
+
+    Raises:
+        ValueError: when nothing is there to convert, or a name in where is not the network's.
+    """
+    before = _count(network)
+    inside = {
+        id(m) for slot in network.modules() if isinstance(slot, ConvSlot) for m in slot.modules()
+    }
+    convs = {
+        name: conv
+        for name, conv in network.named_modules(remove_duplicate=False)
+        if isinstance(conv, nn.Conv2d) and id(conv) not in inside
+    }
+    if not convs or "" in convs:
+        raise ValueError(f"network={type(network).__name__} must hold convolutions inside of it")
+    kept = {
+        name: f"a {type(conv).__name__} computes something else"
+        for name, conv in convs.items()
+        if not is_static(conv)
+    }
+    wanted = {name: conv for name, conv in convs.items() if name not in kept}
+    if where == "paper":
+        kept |= paper_exceptions(network, list(wanted), _paper_blocks(factory, wanted))
+    elif callable(where):
+        kept |= {n: "not asked for" for n, conv in wanted.items() if not where(n, conv)}
+    else:
+        prefixes = (where,) if isinstance(where, str) else tuple(where)
+        names = {name for name, _ in network.named_modules()}
+        for prefix in prefixes:
+            if prefix not in names:
+                raise ValueError(f"where={prefix!r} must be 'paper' or a module of the network")
+        chosen = tuple(f"{p}." for p in prefixes)
+        kept |= {n: "not asked for" for n in wanted if not f"{n}.".startswith(chosen)}
+    converted = tuple(name for name in wanted if name not in kept)
+    if not converted:
+        raise ValueError(f"where={where!r} chooses none of the {len(convs)} convolutions")
+    built: dict[int, nn.Module] = {}
+    for name in converted:
+        conv = convs[name]
+        if id(conv) not in built:
+            built[id(conv)] = _build(factory, conv, copy)
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, built[id(conv)])
+    return Conversion(converted, kept, (before, _count(network)))
+
+
+def paper_exceptions(
+    network: nn.Module, names: Sequence[str], last_blocks: int | None = None
+) -> dict[str, str]:
+    """Names of the convolutions that the papers leave static, each with the reason.
+
+    Args:
+        network: holds them.
+        names: of its convolutions, in order.
+        last_blocks: where given, only the network's last blocks are dynamic.
+    """
+    kept: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        owners = [
+            type(network.get_submodule(".".join(parts[:i]))).__name__ for i in range(len(parts))
+        ]
+        if SHORTCUTS.intersection(parts):
+            kept[name] = "shortcut"
+        elif POOLED_PARTS.intersection(parts[:-1]) or any(map(POOLED_CLASSES.search, owners)):
+            kept[name] = "attention on a pooled map"
+    main = [name for name in names if name not in kept]
+    blocks = _blocks(main)
+    first = main.index(blocks[0][0]) if blocks else 1
+    kept |= dict.fromkeys(main[:first], "stem")
+    if last_blocks is not None and blocks:
+        last = {name for block in blocks[-last_blocks:] for name in block}
+        kept |= {n: f"not in the last {last_blocks} blocks" for n in main[first:] if n not in last}
+    return kept
+
+
+def _blocks(names: Sequence[str]) -> list[list[str]]:
+    """Groups of two or more convolutions under one numbered module, such as ``layer1.0``."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        match = BLOCK.match(name)
+        if match:
+            groups.setdefault(match.group(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _paper_blocks(factory: ConvFactory, convs: Mapping[str, nn.Module]) -> int | None:
+    if not convs:
+        return None
+    layer = factory(**geometry(next(iter(convs.values()))))
+    return layer.paper_blocks if isinstance(layer, ConvSlot) else None
+
+
+def _build(factory: ConvFactory, conv: nn.Module, copy: bool) -> nn.Module:
+    assert is_static(conv)
+    layer = factory(**geometry(conv))
+    if copy:
+        if isinstance(layer, ConvSlot):
+            layer.copy_static_(conv)
+        else:
+            layer.load_state_dict(conv.state_dict())
+    return place_like(layer, conv)
+
+
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

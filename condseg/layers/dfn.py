@@ -1,0 +1,243 @@
+"""DFN: dynamic filter networks (De Brabandere, Jia, Tuytelaars, Van Gool, NIPS 2016)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condseg.layers.per_sample import conv_per_sample, filter_locally
+from condseg.layers.slot import (
+    ConvSlot,
+    Sizes,
+    full_precision,
+    init_like_conv_,
+    pool,
+    positive,
+    resize_like,
+)
+
+Mode = Literal["joint", "shared", "perchannel"]
+
+
+def dynamic_local_filter(
+    x: Float[Tensor, "b c h w"],
+    filters: Float[Tensor, "b f h w"],
+    kernel_size: tuple[int, int],
+    mode: Mode = "shared",
+    dilation: int = 1,
+) -> Float[Tensor, "b o h w"]:
+    """Filter every position of x with its own filter (dynamic local filtering layer).
+
+    Args:
+        x: the map; zeros lie outside of it.
+        filters: T = k_h * k_w taps, row-major, a position. ``"shared"``: F = T, one filter for all
+            channels; ``"perchannel"``: F = C * T, one a channel; ``"joint"``: F = C * T, and the
+            filtered channels are summed.
+        kernel_size: (height, width), odd.
+        dilation: distance of neighbouring taps in pixels.
+
+    Shape:
+        (B, C, H, W) and (B, F, H, W) -> (B, C, H, W), or (B, 1, H, W) for ``"joint"``.
+
+    Raises:
+        ValueError: when the number of filter channels does not fit the mode.
+
+    Source:
+        De Brabandere et al., section 3.2, eq. 2 and 3.
+    """
+    taps = math.prod(kernel_size)
+    groups = 1 if mode == "shared" else x.shape[1]
+    if filters.shape[1] != groups * taps:
+        raise ValueError(
+            f"filters: {filters.shape[1]} channels, mode {mode!r} needs {groups * taps}"
+        )
+    y = filter_locally(x, filters.unflatten(1, (groups, taps)), kernel_size, dilation)
+    return y.sum(1, keepdim=True) if mode == "joint" else y
+
+
+class FilterGenerator(nn.Sequential):
+    """The filter-generating network: an encoder-decoder of convolutions and leaky ReLUs.
+
+    Shape:
+        (B, C_guide, H, W) -> (B, F, H, W) filter logits.
+
+    Source:
+        De Brabandere et al., section 4: convolutional encoder-decoder with a 1x1 end; here one
+        level deep, since it is one layer of a larger network.
+    """
+
+    def __init__(self, guide_channels: int, filters: int, width: int = 32) -> None:
+        super().__init__(
+            nn.Conv2d(guide_channels, width, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(width, filters, 1),
+        )
+
+    def forward(self, guide: Tensor) -> Tensor:
+        x = guide
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return resize_like(self[-1](x), guide)
+
+
+class DynamicLocalFilter2d(nn.Module):
+    r"""Filters every position with a filter of its own, generated from a second input.
+
+    .. math:: y(i, j) = \sum_{u, v} F_{ij}(u, v)\; x(i + u, j + v), \qquad F = g(\text{guide})
+
+    Args:
+        in_channels: channels of x.
+        guide_channels: channels of the guide.
+        out_channels: when it is not what filtering gives, a 1x1 convolution follows.
+        kernel_size: (height, width) of a filter, odd.
+        dilation: distance of neighbouring taps in pixels.
+        mode: see :func:`dynamic_local_filter`.
+        softmax: normalise each filter to a sum of one, as in the paper's video prediction.
+        hidden_channels: width of the filter-generating network.
+
+    Shape:
+        (B, C, H, W) and guide (B, C_guide, H', W') -> (B, O, H, W); a guide of another size is
+        resized.
+
+    Source:
+        De Brabandere et al., "Dynamic Filter Networks", section 3.2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        guide_channels: int,
+        out_channels: int | None = None,
+        kernel_size: int | tuple[int, int] = 5,
+        *,
+        dilation: int = 1,
+        mode: Mode = "shared",
+        softmax: bool = True,
+        hidden_channels: int = 32,
+    ) -> None:
+        super().__init__()
+        positive(
+            in_channels=in_channels, guide_channels=guide_channels, hidden_channels=hidden_channels
+        )
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if any(k < 1 or k % 2 == 0 for k in size):
+            raise ValueError(f"kernel_size={kernel_size} must be odd: a filter has a centre")
+        if mode not in ("joint", "shared", "perchannel"):
+            raise ValueError(f"mode={mode!r} must be 'joint', 'shared' or 'perchannel'")
+        self.kernel_size, self.dilation, self.softmax = size, dilation, softmax
+        self.mode: Mode = mode
+        self.groups = 1 if mode == "shared" else in_channels
+        filtered = 1 if mode == "joint" else in_channels
+        out = filtered if out_channels is None else out_channels
+        taps = math.prod(size)
+        self.generator = FilterGenerator(guide_channels, self.groups * taps, hidden_channels)
+        self.fuse = nn.Identity() if out == filtered else nn.Conv2d(filtered, out, 1)
+
+    def filters(self, guide: Float[Tensor, "b g h w"]) -> Float[Tensor, "b f h w"]:
+        """The filters that the guide asks for, at its own resolution."""
+        logits: Tensor = self.generator(guide)
+        if not self.softmax:
+            return logits
+        by_channel: Tensor = logits.unflatten(1, (self.groups, -1))
+        return by_channel.softmax(2).flatten(1, 2)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], guide: Float[Tensor, "b g h2 w2"]
+    ) -> Float[Tensor, "b o h w"]:
+        filters = self.filters(resize_like(guide, x))
+        y: Tensor = self.fuse(
+            dynamic_local_filter(x, filters, self.kernel_size, self.mode, self.dilation)
+        )
+        return y
+
+
+class DynamicConv2d(ConvSlot):
+    r"""Convolution whose whole kernel is generated, for each sample, from a second input.
+
+    .. math:: y = W(\text{guide}) * x + b, \qquad
+        W = \mathrm{MLP}(\mathrm{pool}(\text{guide}))
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in ``nn.Conv2d``.
+        guide_channels: channels of the second input; in_channels when None.
+        hidden_channels: width of the filter-generating network's hidden layer.
+
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; the guide (B, C_guide, ...), a map
+        of any size or a vector, is x itself when it is not given.
+
+    Source:
+        De Brabandere et al., "Dynamic Filter Networks", section 3.1 (dynamic convolution) and the
+        steerable filters of section 4.1, whose generator is a small fully connected network.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        guide_channels: int | None = None,
+        hidden_channels: int = 16,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        self.guide_channels = in_channels if guide_channels is None else guide_channels
+        positive(guide_channels=self.guide_channels, hidden_channels=hidden_channels)
+        self.hidden = nn.Linear(self.guide_channels, hidden_channels)
+        self.generate = nn.Linear(hidden_channels, math.prod(self.kernel_shape))
+        self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
+        base = torch.empty(1, *self.kernel_shape)
+        init_like_conv_(base, None if self.bias is None else self.bias.data)
+        # The kernel starts as a usual random one, and the guide moves it from there.
+        self.generate.bias.data.copy_(base.flatten())
+        self.generate.weight.data.mul_(base.std(correction=0))
+
+    def kernels(self, guide: Float[Tensor, "b g *s"]) -> Float[Tensor, "b o c_per_group *k"]:
+        """The kernels that the guide asks for."""
+        with full_precision(guide):
+            pooled = pool(guide, self.hidden.weight)
+            generated: Tensor = self.generate(F.relu(self.hidden(pooled)))
+            return generated.view(-1, *self.kernel_shape)
+
+    def forward(
+        self, x: Float[Tensor, "b c *s"], guide: Float[Tensor, "b g *s2"] | None = None
+    ) -> Float[Tensor, "b o *s_out"]:
+        kernel = self.kernels(x if guide is None else guide)
+        x, padding = self.pad(x)
+        bias = None if self.bias is None else self.bias.expand(x.shape[0], -1)
+        return conv_per_sample(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def copy_static_(self, conv: nn.Module) -> None:
+        """Compute what the static convolution computes: its kernel is the generator's last bias."""
+        weight, bias = self._static(conv)
+        nn.init.zeros_(self.generate.weight)
+        self.generate.bias.copy_(weight.flatten())
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias[None])

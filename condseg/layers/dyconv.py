@@ -1,0 +1,119 @@
+"""DyConv: attention over convolution kernels (Chen et al., CVPR 2020)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condseg.layers.per_sample import conv_per_sample, mix
+from condseg.layers.slot import (
+    Annealed,
+    ConvSlot,
+    Linear1x1,
+    Sizes,
+    full_precision,
+    init_like_conv_,
+    pool,
+    positive,
+)
+
+
+class _Attention(nn.Module):
+    """Pool -> linear -> ReLU -> linear -> softmax over the experts."""
+
+    def __init__(self, channels: int, num_experts: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear1x1(channels, hidden, bias=False)
+        self.fc2 = Linear1x1(hidden, num_experts)
+
+    def forward(self, x: Float[Tensor, "b c *s"], temperature: Tensor) -> Float[Tensor, "b e"]:
+        logits = self.fc2(torch.relu(self.fc1(pool(x, self.fc1.weight))))
+        return torch.softmax(logits / temperature, dim=1)
+
+
+class DyConv2d(ConvSlot, Annealed):
+    r"""Convolution with a kernel that is a convex mixture of experts, chosen by the input.
+
+    .. math:: y = \Big(\sum_e \pi_e(x) W_e\Big) * x + \sum_e \pi_e(x) b_e,
+        \qquad \pi(x) = \mathrm{softmax}(f(x) / \tau)
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in ``nn.Conv2d``.
+        num_experts: kernels that are mixed (the paper's K).
+        reduction: width of the attention network relative to in_channels; one is added to it, and
+            for pictures (3 channels) it is num_experts, both as in the public implementation.
+        temperature: of the softmax; annealed from about 30 to 1 over the first epochs.
+
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
+
+    Source:
+        Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", eq. 2 and 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        num_experts: int = 4,
+        reduction: float = 0.25,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        positive(num_experts=num_experts, reduction=reduction)
+        self.num_experts = num_experts
+        hidden = num_experts if in_channels == 3 else int(in_channels * reduction) + 1
+        self.attention = _Attention(in_channels, num_experts, hidden)
+        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_channels)) if bias else None
+        self._add_temperature(temperature)
+        init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+        with full_precision(x):
+            attention = self.attention(x, self.temperature)
+            kernel = mix(attention, self.weight)
+            bias = None if self.bias is None else mix(attention, self.bias)
+        x, padding = self.pad(x)
+        return conv_per_sample(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def copy_static_(self, conv: nn.Module) -> None:
+        """Compute what the static convolution computes: a mixture of equal experts is each of them.
+
+        The attention stays random and tells the experts apart as soon as training begins.
+        """
+        weight, bias = self._static(conv)
+        self.weight.copy_(weight.expand_as(self.weight))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias.expand_as(self.bias))
+
+
+class DyConv1d(DyConv2d):
+    __doc__ = DyConv2d.__doc__
+    dims = 1
+
+
+class DyConv3d(DyConv2d):
+    __doc__ = DyConv2d.__doc__
+    dims = 3

@@ -1,0 +1,109 @@
+"""DyNet: dynamic convolution with a coefficient per output channel (Zhang et al., 2020)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condseg.layers.per_sample import conv_experts, conv_per_sample, mix
+from condseg.layers.slot import ConvSlot, Sizes, full_precision, init_like_conv_, pool, positive
+
+
+class DyNetConv2d(ConvSlot):
+    r"""Convolution whose every output channel has its own mixture of fixed kernels.
+
+    .. math:: y_o = \Big(\sum_e c_{eo}(x)\, W_{eo}\Big) * x + b_o
+        = \sum_e c_{eo}(x)\, (W_{eo} * x) + b_o
+
+    The two forms are equal: maps are mixed in training (one ordinary convolution for the whole
+    batch), kernels in inference (fewer multiplications).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in ``nn.Conv2d``; the bias is one, not mixed.
+        num_experts: fixed kernels an output channel (the paper's g_t).
+        dropout: rate, in front of the coefficients' linear layer.
+        mixing: what is mixed; ``"auto"`` is features in training and kernels in inference.
+
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
+
+    Source:
+        Zhang et al., "DyNet: Dynamic Convolution for Accelerating Convolutional Neural Networks",
+        sections 3.2 and 3.3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        num_experts: int = 4,
+        dropout: float = 0.2,
+        mixing: Literal["auto", "features", "kernels"] = "auto",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        positive(num_experts=num_experts)
+        if mixing not in ("auto", "features", "kernels"):
+            raise ValueError(f"mixing={mixing!r} must be 'auto', 'features' or 'kernels'")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be in [0, 1)")
+        self.num_experts, self.dropout, self.mixing = num_experts, dropout, mixing
+        self.coefficient_fn = nn.Linear(in_channels, num_experts * out_channels)
+        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
+
+    def coefficients(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e o"]:
+        """Share of each expert in each output channel; the experts' shares sum to one."""
+        with full_precision(x):
+            pooled = F.dropout(pool(x, self.coefficient_fn.weight), self.dropout, self.training)
+            logits: Tensor = self.coefficient_fn(pooled)
+            return logits.view(-1, self.num_experts, self.out_channels).softmax(dim=1)
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+        coefficients = self.coefficients(x)
+        x, padding = self.pad(x)
+        where = (self.stride, padding, self.dilation, self.groups)
+        ones = (1,) * self.dims
+        if self.mixing == "features" or (self.mixing == "auto" and self.training):
+            maps = conv_experts(x, self.weight, *where)
+            shares = coefficients.to(maps.dtype)
+            y = (maps * shares.view(*shares.shape, *ones)).sum(1)
+        else:
+            with full_precision(x):
+                kernel = mix(coefficients, self.weight)
+            y = conv_per_sample(x, kernel, None, *where)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
+
+    @torch.no_grad()
+    def copy_static_(self, conv: nn.Module) -> None:
+        """Compute what the static convolution computes: a mixture of equal experts is each of them.
+
+        The coefficients stay random and tell the experts apart as soon as training begins.
+        """
+        weight, bias = self._static(conv)
+        self.weight.copy_(weight.expand_as(self.weight))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)

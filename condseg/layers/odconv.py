@@ -1,0 +1,222 @@
+"""ODConv: omni-dimensional dynamic convolution (Li, Zhou, Yao, ICLR 2022)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from condseg.layers.per_sample import CONV, conv_per_sample, mix
+from condseg.layers.slot import (
+    Annealed,
+    ConvSlot,
+    Linear1x1,
+    Norm,
+    Sizes,
+    full_precision,
+    pool,
+    pooled_norm,
+    positive,
+)
+
+
+class ODAttention(NamedTuple):
+    """The four attentions of a batch; None where the layer has no use for one."""
+
+    channel: Float[Tensor, "b c"]
+    filter: Float[Tensor, "b o"] | None
+    spatial: Float[Tensor, "b t"] | None
+    kernel: Float[Tensor, "b e"] | None
+
+
+class _Attention(nn.Module):
+    """Pool -> linear -> norm -> ReLU -> up to four heads; named as in the official checkpoints."""
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int | None,
+        taps: int,
+        num_experts: int,
+        hidden: int,
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        self.fc = Linear1x1(channels, hidden, bias=False)
+        self.bn = pooled_norm(norm, hidden)
+        self.channel_fc = Linear1x1(hidden, channels)
+        self.filter_fc = Linear1x1(hidden, filters) if filters is not None else None
+        self.spatial_fc = Linear1x1(hidden, taps) if taps > 1 else None
+        self.kernel_fc = Linear1x1(hidden, num_experts) if num_experts > 1 else None
+        for head in (self.fc, *self.sigmoid_heads, self.kernel_fc):
+            if head is not None:
+                nn.init.kaiming_normal_(head.weight, mode="fan_out", nonlinearity="relu")
+                if head.bias is not None:
+                    nn.init.zeros_(head.bias)
+
+    @property
+    def sigmoid_heads(self) -> list[Linear1x1]:
+        heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
+        return [head for head in heads if head is not None]
+
+    def forward(self, x: Float[Tensor, "b c *s"], temperature: Tensor) -> ODAttention:
+        hidden = torch.relu(self.bn(self.fc(pool(x, self.fc.weight))))
+
+        def sigmoid(head: nn.Module | None) -> Tensor | None:
+            return None if head is None else torch.sigmoid(head(hidden) / temperature)
+
+        kernel = self.kernel_fc
+        return ODAttention(
+            torch.sigmoid(self.channel_fc(hidden) / temperature),
+            sigmoid(self.filter_fc),
+            sigmoid(self.spatial_fc),
+            None if kernel is None else torch.softmax(kernel(hidden) / temperature, dim=1),
+        )
+
+
+class ODConv2d(ConvSlot, Annealed):
+    r"""Convolution whose kernel is attended along all four of its axes, from the input itself.
+
+    .. math:: y = \Big(\sum_e \alpha_w^e\, \alpha_f \odot \alpha_c \odot \alpha_s \odot W_e\Big)
+        * x + b
+
+    The spatial attention :math:`\alpha_s`, the channel attention :math:`\alpha_c` and the filter
+    attention :math:`\alpha_f` are sigmoids, the kernel attention :math:`\alpha_w` a softmax over
+    the experts, all of one small network of the globally pooled input. With one expert there is no
+    :math:`\alpha_w`; with a 1x1 kernel no :math:`\alpha_s`; depthwise no :math:`\alpha_f`.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in ``nn.Conv2d``.
+        num_experts: kernels that are mixed (the paper's n).
+        reduction: width of the attention network, relative to in_channels.
+        min_hidden: its smallest width.
+        temperature: divides all logits; annealed from 31 to 1 over the first epochs.
+        norm: of the attention's hidden vector.
+
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
+
+    Source:
+        Li et al., "Omni-Dimensional Dynamic Convolution", eq. 2 and section 3.2. Deviations: a
+        bias (the published layer has none) is added unattended, so that a static one carries over;
+        at batch 1 the batch norm uses its running statistics, where the published layer stops.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        num_experts: int = 4,
+        reduction: float = 0.0625,
+        min_hidden: int = 16,
+        temperature: float = 1.0,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        positive(num_experts=num_experts, reduction=reduction, min_hidden=min_hidden)
+        self.num_experts = num_experts
+        self.attention = _Attention(
+            in_channels,
+            None if self.depthwise else out_channels,
+            math.prod(self.kernel_size),
+            num_experts,
+            max(int(in_channels * reduction), min_hidden),
+            norm,
+        )
+        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self._add_temperature(temperature)
+        for kernel in self.weight.data:
+            nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+        with full_precision(x):
+            attention = self.attention(x, self.temperature)
+            # Channel and filter attention scale the maps or the kernel, whichever has fewer
+            # numbers; a kernel that they leave alone may then be shared by all samples.
+            fold = math.prod(self.kernel_shape) < x[:1].numel()
+            kernel = self._kernel(attention, fold)
+        channel, filter_ = (None, None) if fold else (attention.channel, attention.filter)
+        ones = (1,) * self.dims
+        if channel is not None:
+            x = x * channel.to(x.dtype).view(*channel.shape, *ones)
+        x, padding = self.pad(x)
+        if kernel is None:
+            conv = CONV[self.dims]
+            y = conv(x, self.weight[0], None, self.stride, padding, self.dilation, self.groups)
+        else:
+            y = conv_per_sample(x, kernel, None, self.stride, padding, self.dilation, self.groups)
+        if filter_ is not None:
+            y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
+
+    def _kernel(self, attention: ODAttention, fold: bool) -> Tensor | None:
+        """(B, O, C / groups, *k) kernels of the samples; None when all share ``weight[0]``."""
+        channel, filter_, spatial, experts = attention
+        if experts is None and spatial is None and not fold:
+            return None
+        per_group = (self.groups, self.out_channels // self.groups)
+        kernel = self.weight if experts is None else mix(experts, self.weight)
+        kernel = kernel.flatten(3).unflatten(1, per_group)  # (B or 1, g, O/g, C/g, T)
+        # The factors meet each other before they meet the kernel, which is larger than they are.
+        factor = None
+        if spatial is not None:
+            factor = spatial.view(-1, 1, 1, 1, spatial.shape[1])
+        if fold:
+            by_channel = channel.view(-1, self.groups, 1, self.in_channels // self.groups, 1)
+            factor = by_channel if factor is None else by_channel * factor
+        if factor is not None:
+            kernel = kernel * factor
+        if fold and filter_ is not None:
+            kernel = kernel * filter_.view(-1, *per_group, 1, 1)
+        kernels: Tensor = kernel.reshape(-1, *self.kernel_shape)
+        return kernels
+
+    @torch.no_grad()
+    def copy_static_(self, conv: nn.Module) -> None:
+        """Compute what the static convolution computes, whatever the input and the temperature.
+
+        The sigmoid heads are set to zero, so each attention is 1/2, and the constant goes into the
+        kernel. All experts are equal, so the softmax over them may keep its random head: it tells
+        them apart as soon as training begins.
+        """
+        weight, bias = self._static(conv)
+        heads = self.attention.sigmoid_heads
+        for head in heads:
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
+        self.weight.copy_((weight * 2.0 ** len(heads)).expand_as(self.weight))
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+
+class ODConv1d(ODConv2d):
+    __doc__ = ODConv2d.__doc__
+    dims = 1
+
+
+class ODConv3d(ODConv2d):
+    __doc__ = ODConv2d.__doc__
+    dims = 3
