@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from condseg.layers import ConvFactory, ConvSlot, DyConv2d, ODConv2d
 from condseg.models.backbone import Backbone
 from condseg.models.resnet import BLOCKS, ResNet
 
@@ -171,3 +175,84 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'condseg\[pretrained\]'"):
         Backbone("tf_efficientnet_lite0")
+
+
+OD4 = functools.partial(ODConv2d, num_experts=4)
+OD1 = functools.partial(ODConv2d, num_experts=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "conv"),
+    [("resnet18", OD4), ("resnet18", DyConv2d), ("resnet50", OD4), ("tf_efficientnet_lite0", OD1)],
+)
+@pytest.mark.parametrize("where", ["paper", [4, 5]])
+def test_a_dynamic_backbone_starts_as_the_static_one(
+    name: str, conv: ConvFactory, where: str | list[int], tmp_path: Path
+) -> None:
+    options = {"width": 8, "stem_width": 8} if name in BLOCKS else {}
+    static = Backbone(name, None, **options).eval()
+    randomise(static)
+    file = tmp_path / "static.pth"
+    torch.save(static.network.state_dict(), file)
+    dynamic = Backbone(name, str(file), conv=conv, where=where, **options).eval()
+    assert any(isinstance(m, ConvSlot) for m in dynamic.modules())
+    with torch.no_grad():
+        x = torch.randn(2, 3, 64, 80)
+        for got, want in zip(dynamic(x), static(x), strict=True):
+            assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def dynamic_names(**options: object) -> set[str]:
+    network = small(conv=OD4, **options).network
+    return {name for name, m in network.named_modules() if isinstance(m, ConvSlot)}
+
+
+def test_which_convolutions_become_dynamic() -> None:
+    convs = {f"layer{i}.{j}.conv{k}" for i in range(1, 5) for j in (0, 1) for k in (1, 2)}
+    assert dynamic_names() == convs
+    assert dynamic_names(where=[4, 5]) == {n for n in convs if n.startswith(("layer3", "layer4"))}
+    assert dynamic_names(where=["layer4.0.conv2"]) == {"layer4.0.conv2"}
+    with pytest.raises(ValueError, match=r"where=\[7\]: the network has the stages"):
+        dynamic_names(where=[7])
+    with pytest.raises(ValueError, match="where='layer9'"):
+        dynamic_names(where=["layer9"])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_is_dynamic_trains_and_the_rest_stays_frozen(batch: int) -> None:
+    backbone = small(conv=OD4).train()
+    sum(m.square().mean() for m in backbone(torch.rand(batch, 3, 64, 64))).backward()
+    layer = backbone.network.layer1[0].conv1
+    assert layer.training
+    assert layer.attention.bn.training
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+    assert layer.weight.grad.abs().max() > 0
+    assert not backbone.network.layer4[0].bn1.training
+    for parameter in (backbone.network.conv1.weight, backbone.network.layer3[0].bn1.weight):
+        assert not parameter.requires_grad
+    assert backbone.network.layer3[0].downsample[0].weight.requires_grad
+
+
+def test_nn_conv2d_fits_the_slot_and_stays_frozen() -> None:
+    backbone = small(conv=nn.Conv2d)
+    assert not backbone.network.layer1[0].conv1.weight.requires_grad
+
+
+def test_a_dynamic_backbone_from_a_config() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Backbone, "backbone")
+    for where in ("[4, 5]", "[layer3, layer4]", "paper"):
+        config = parser.parse_args(
+            [
+                "--backbone.name=resnet18",
+                "--backbone.weights=null",
+                "--backbone.width=8",
+                "--backbone.stem_width=8",
+                f"--backbone.where={where}",
+                "--backbone.conv=condseg.layers.ODConv2d",
+                "--backbone.conv.num_experts=2",
+            ]
+        )
+        backbone = parser.instantiate(config).backbone
+        assert backbone.network.layer4[1].conv2.weight.shape == (2, 64, 64, 3, 3)
