@@ -115,12 +115,12 @@ class Backbone(nn.Module):
         self, ends: dict[int, str], freeze_stages: int, freeze_norms: bool, dynamic: Sequence[str]
     ) -> list[str]:
         """Stops gradients; the names of the modules that stay in eval mode in training."""
-        stages = _stages(self.network, ends)
+        stages = _stages(self.network, ends) if freeze_stages else {}
         always_trained = tuple(f"{name}." for name in dynamic)
         at_rest = []
         for name, module in self.network.named_modules():
             is_norm = isinstance(module, _BatchNorm)
-            frozen = stages[name] <= freeze_stages or (freeze_norms and is_norm)
+            frozen = stages.get(name, 5) <= freeze_stages or (freeze_norms and is_norm)
             if frozen and not f"{name}.".startswith(always_trained):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
@@ -278,8 +278,12 @@ def _stages(network: nn.Module, ends: dict[int, str]) -> dict[str, int]:
         inside = [
             i for i, n in enumerate(names) if any(n == v or n.startswith(f"{v}.") for v in variants)
         ]
-        if inside:
-            last[stage] = inside[-1]
+        if not inside:
+            raise ValueError(
+                f"{type(network).__name__} does not tell where its stage {stage} ends ({end}): "
+                "freeze_stages must be 0, and where must not be numbers"
+            )
+        last[stage] = inside[-1]
     final = max(ends)
     return {
         name: next((s for s, end in last.items() if name and i <= end), final)

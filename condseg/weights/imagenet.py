@@ -168,7 +168,8 @@ def timm_network(name: str, **options: Any) -> Any:
 
 
 def _cannot_fetch(name: str, url: str, how: str, error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split())[:200]
     raise ValueError(
-        f"weights: those of {name} cannot be fetched from {url} ({error}); {how}, "
+        f"weights: those of {name} cannot be fetched from {url} ({reason}); {how}, "
         f"or start without: {HOW_TO_START_WITHOUT}"
     ) from error

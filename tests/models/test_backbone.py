@@ -163,6 +163,7 @@ def test_a_copy_stays_frozen() -> None:
         ("resnet18", {"freeze_stages": 6}, "freeze_stages=6"),
         ("resnet18", {"weights": "imagenet", "style": "caffe"}, "torchvision's"),
         ("resnet18", {"weights": "imagenet", "width": 8}, "torchvision's"),
+        ("hrnet_w18_small", {}, "does not tell where its stage 1 ends .*freeze_stages must be 0"),
         ("tf_efficientnet_lite0", {"style": "caffe"}, "style, width and stem_width are for resnet"),
     ],
 )
