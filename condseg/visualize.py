@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,12 +206,12 @@ def _draw_labels(
 def _place(
     box: Rectangle, width: int, height: int, picture: tuple[int, int], taken: NDArray[np.int64]
 ) -> Rectangle | None:
-    """The first free place: on the box, in it, under it, then further along its edges."""
+    """The first free place: on the box, in it, under it, then further along it, then beside it."""
     x1, y1, x2, y2 = box
-    xs = [x1, x2 - width, (x1 + x2 - width) // 2]
+    xs = [x1, x2 - width, (x1 + x2 - width) // 2, x2, x1 - width]
     ys = [y1 - height, y1, y2, y2 - height, (y1 + y2 - height) // 2]
-    for y in ys:
-        for x in xs:
+    for columns in (xs[:3], xs[3:]):
+        for y, x in itertools.product(ys, columns):
             left = min(max(0, x), picture[1] - width)
             top = min(max(0, y), picture[0] - height)
             place = (left, top, left + width, top + height)
