@@ -23,7 +23,7 @@ class CondInst(nn.Module):
     Args:
         backbone: gives C3, C4, C5 and normalises the pictures as its weights want.
         num_classes: K.
-        channels: of the pyramid and the head, a multiple of 32.
+        channels: of the pyramid and the head: 64, 96, 128, ...
         tower_convs: 3x3 convolutions of each of the head's towers.
         mask_branch_channels: width of the mask branch.
         mask_branch_convs: its 3x3 convolutions after the sum of the levels.

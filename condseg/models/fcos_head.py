@@ -41,14 +41,14 @@ class FCOSHead(nn.Module):
     """FCOS head shared by the levels, with CondInst's controller on the box tower.
 
     Args:
-        channels: channels of the pyramid, a multiple of 32 (group norm).
+        channels: channels of the pyramid: 64, 96, 128, ... (group norm with 32 groups).
         num_classes: K.
         num_convs: 3x3 convolutions of each tower.
         num_params: G, parameters that the controller generates for one instance.
         num_levels: levels of the pyramid, one learned scale of the boxes each.
 
     Raises:
-        ValueError: ``channels`` is no multiple of 32.
+        ValueError: ``channels`` is below 64 or no multiple of 32.
 
     Source:
         FCOS (ICCV 2019), figure 2, centerness on the regression branch; CondInst (ECCV 2020),
@@ -59,8 +59,10 @@ class FCOSHead(nn.Module):
         self, channels: int, num_classes: int, num_convs: int, num_params: int, num_levels: int = 5
     ) -> None:
         super().__init__()
-        if channels % 32:
-            raise ValueError(f"channels={channels}: group norm of the head wants a multiple of 32")
+        if channels % 32 or channels < 64:
+            raise ValueError(
+                f"channels={channels}: the head's norm has 32 groups, so 64, 96, 128, ... channels"
+            )
         self.class_tower = _tower(channels, num_convs)
         self.box_tower = _tower(channels, num_convs)
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)

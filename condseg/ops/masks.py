@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
@@ -28,10 +30,7 @@ def aligned_upsample(x: Float[Tensor, "*b h w"], factor: int) -> Float[Tensor, "
         return x
     h, w = x.shape[-2:]
     lead = x.shape[:-2]
-    maps = x.reshape(1, -1, h, w) if x.numel() else x.reshape(1, 0, h, w)
-    if maps.shape[1] == 0:
-        return x.new_zeros(*lead, factor * h, factor * w)
-    maps = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+    maps = F.pad(x.reshape(math.prod(lead), 1, h, w), (0, 1, 0, 1), mode="replicate")
     maps = F.interpolate(
         maps, size=(factor * h + 1, factor * w + 1), mode="bilinear", align_corners=True
     )
