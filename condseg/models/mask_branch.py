@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ class MaskBranch(nn.Module):
             )
             self.semantic_logits = nn.Conv2d(channels, num_classes, 1)
             assert self.semantic_logits.bias is not None
-            nn.init.constant_(self.semantic_logits.bias, -torch.log(torch.tensor(99.0)).item())
+            nn.init.constant_(self.semantic_logits.bias, -math.log(99))
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> Float[Tensor, "b m h w"]:
         guide = self.refine[0](maps[0])
