@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import UInt8
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader
@@ -120,7 +120,7 @@ class Predictor:
             )
         return cls(restore(path), device, score_threshold, max_detections)
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Detections:
+    def __call__(self, image: NDArray[np.uint8]) -> Detections:
         """The instances of one picture in its own pixels, best first, on the CPU.
 
         Args:
@@ -138,7 +138,7 @@ class Predictor:
             Detections(f.boxes.cpu(), f.scores.cpu(), f.labels.cpu(), f.masks.cpu()) for f in found
         ]
 
-    def _sample(self, image: UInt8[np.ndarray, "h w 3"]) -> Sample:
+    def _sample(self, image: NDArray[np.uint8]) -> Sample:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"image is {image.dtype} of shape {image.shape}; uint8 (height, width, 3) is needed"
