@@ -91,6 +91,8 @@ class LastCheckpoint(Checkpoint):
         if not validates and (asked or soon or step % self.every_n_steps == 0):
             self._save(trainer)
         if asked:
+            # Lightning would log the step only after this hook.
+            trainer._logger_connector.update_train_step_metrics()
             raise Stopped(asked)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:

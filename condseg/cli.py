@@ -366,6 +366,7 @@ class CommandLine(LightningCLI):
 def _hush() -> None:
     """What Lightning says that no user can act on: advertisements, its own use of old torch."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "Tip:" not in record.getMessage())
 
@@ -385,10 +386,9 @@ def find_checkpoint(asked: str | None, runs: Path, command: str = "") -> Path | 
         return None
     if asked != "last":
         return Path(asked)
-    found = sorted(
-        runs.glob("version_*/checkpoints/last.ckpt"), key=lambda p: _version(p.parents[1])
-    )
-    if not found:
+    found = runs.glob("version_*/checkpoints/last.ckpt")
+    newest: Path | None = max(found, key=lambda path: _version(path.parents[1]), default=None)
+    if newest is None:
         raise ValueError(f"--ckpt_path last: no run in {runs} has one; start with: {command}")
     return newest
 

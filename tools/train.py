@@ -19,4 +19,5 @@ if __name__ == "__main__":
         best = folder / "checkpoints" / "best.ckpt"
         print(f"\ncheckpoints, metrics.csv and pictures are in {folder}\nnext:")
         print(f"  python tools/eval.py --checkpoint {best}")
-        print(f"  python tools/demo.py --checkpoint {best} {folder / 'pictures'}")
+        picture = min(cli.datamodule.val_files[1].iterdir())
+        print(f"  python tools/demo.py --checkpoint {best} {picture}")

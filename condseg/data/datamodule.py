@@ -244,6 +244,8 @@ class DataModule(pl.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.workers > 0,
             "worker_init_fn": _one_thread,
+            # Each epoch's loader would draw a seed from the training's own random numbers.
+            "generator": torch.Generator(),
         }
 
 
