@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from condseg.structures import Size
 
-Segmentation = list[list[float]] | dict[str, Any]
+Segmentation = list[list[float | int]] | dict[str, Any]
 """Polygons (x, y, x, y, ...) in pixels, or compressed RLE ``{"size": (h, w), "counts": ...}``."""
 
 
@@ -116,7 +116,10 @@ def decode(segmentation: Segmentation, size: Size) -> Bool[np.ndarray, "h w"]:
     rle = segmentation
     if isinstance(rle, list):
         rle = coco_mask.merge(coco_mask.frPyObjects(rle, *size))
-    return np.asarray(coco_mask.decode(rle), dtype=bool)
+    counts = rle["counts"]
+    lengths = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
+    runs = np.arange(len(lengths)) % 2 == 1  # background first, down the columns
+    return np.repeat(runs, lengths).reshape(size[::-1]).T
 
 
 def to_layers(

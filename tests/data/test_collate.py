@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from condseg.data.collate import collate
+from condseg.structures import ImageInfo, Sample, Targets
+
+
+def sample(height, width, objects=2):
+    return Sample(
+        torch.full((3, height, width), 9, dtype=torch.uint8),
+        Targets(
+            torch.zeros(objects, 4),
+            torch.zeros(objects, dtype=torch.int64),
+            torch.ones(objects, height, width, dtype=torch.bool),
+        ),
+        ImageInfo(1, "a.png", (height, width), (height, width)),
+    )
+
+
+def test_padded_right_and_below_to_a_multiple_of_32():
+    batch = collate([sample(40, 33), sample(20, 65, objects=0)])
+    assert batch.images.shape == (2, 3, 64, 96)
+    assert [tuple(t.masks.shape) for t in batch.targets] == [(2, 64, 96), (0, 64, 96)]
+    assert batch.sizes == ((40, 33), (20, 65))
+    assert (batch.images[0, :, :40, :33] == 9).all()
+    assert batch.images[0].sum() == 9 * 3 * 40 * 33
+    assert batch.targets[0].masks.sum() == 2 * 40 * 33
+
+
+@pytest.mark.parametrize(("size", "padded"), [((1, 1), (32, 32)), ((64, 96), (64, 96))])
+def test_least_padding(size, padded):
+    assert collate([sample(*size)]).images.shape[-2:] == padded
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pinned_batches():
+    loader = torch.utils.data.DataLoader(
+        [sample(40, 33)] * 2, batch_size=2, collate_fn=collate, pin_memory=True
+    )
+    batch = next(iter(loader))
+    assert batch.images.is_pinned()
+    assert batch.targets[0].masks.is_pinned()
+    assert batch.to("cuda", non_blocking=True).images.is_cuda

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from condseg.data import datamodule
+from condseg.data.coco import Category
+from condseg.data.datamodule import DataModule, DataNotFoundError
+
+SMALL = {"short_sides": (24, 32), "max_long_side": 64, "val_short_side": 32, "workers": 0}
+
+
+@pytest.fixture
+def root(coco_set):
+    coco_set("train", [(40, 60)] * 5 + [(60, 40)] * 4)
+    return coco_set("val", [(40, 60), (60, 40), (30, 30)]).root
+
+
+def test_batches_of_both_sets(root):
+    data = DataModule(str(root), batch_size=4, **SMALL)
+    assert data.categories == (Category(2, "pen"), Category(7, "cup"))
+    assert data.num_classes == 2
+    assert data.val_annotation_file.endswith("instances_val.json")
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert all(batch.images.dtype == torch.uint8 for batch in batches)
+    infos = [info for batch in data.val_dataloader() for info in batch.infos]
+    assert [info.image_id for info in infos] == [100, 101, 102]
+    assert [info.size for info in infos] == [(32, 48), (48, 32), (32, 32)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("annotations/instances_{}2017.json", "{}2017"),
+        ("annotations/instances_{}.json", "{}"),
+        ("instances_{}2017.json", "images"),
+    ],
+)
+def test_layouts_that_are_found(tmp_path, names):
+    files = {}
+    for split in ("train", "val"):
+        file, folder = (tmp_path / name.format(split) for name in names)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+        folder.mkdir(exist_ok=True)
+        files[split] = (file, folder)
+    data = DataModule(str(tmp_path))
+    assert (data.train_files, data.val_files) == (files["train"], files["val"])
+
+
+def test_files_named_outright_come_first(root, tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    data = DataModule(str(root), train_annotations=str(tmp_path / "a.json"))
+    assert data.train_files == (tmp_path / "a.json", root / "train")
+
+
+def test_without_coco_both_ways_on_are_told(tmp_path):
+    with pytest.raises(DataNotFoundError) as error:
+        DataModule(str(tmp_path))
+    for part in ("python tools/download_coco.py", "--config tabletop.yaml", str(tmp_path)):
+        assert part in str(error.value)
+
+
+def test_sets_with_other_categories(coco_set):
+    root = coco_set("train").root
+    val = coco_set("val")
+    val.content["categories"][0]["name"] = "mug"
+    val.write()
+    with pytest.raises(ValueError, match=r"same categories.*first: 7 'cup'.*second: 7 'mug'"):
+        DataModule(str(root), **SMALL).setup("fit")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"val_batch_size": 0},
+        {"workers": -1},
+        {"seed": -1},
+        {"short_sides": (0,)},
+        {"val_short_side": 2000},
+        {"crop": 0.7},
+    ],
+)
+def test_wrong_values_are_told(root, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}|max_long_side|short_sides"):
+        DataModule(str(root), **options)
+
+
+def test_pictures_of_one_shape_share_a_batch(root):
+    data = DataModule(str(root), batch_size=2, **SMALL)
+    mixed = 0
+    for batch in data.train_dataloader():
+        upright = {height > width for height, width in batch.sizes}
+        mixed += len(upright) > 1
+    assert mixed == 0  # 5 lying, 4 upright: the odd one is left out
+
+
+def test_what_vanished_is_told(coco_set, monkeypatch):
+    train = coco_set("train", [(40, 60)] * 4)
+    for image in train.content["images"]:
+        train.add(image["id"], [[1, 1, 2, 1, 2, 2, 1, 2]], [1, 1, 1, 1])
+    train.write()
+    coco_set("val")
+    told = []
+    monkeypatch.setattr(datamodule, "rank_zero_info", told.append)
+    options = SMALL | {"short_sides": (8,), "workers": 2}
+    data = DataModule(str(train.root), batch_size=2, flip="none", **options)
+    loader = data.train_dataloader()
+    del told[:]
+    for _ in range(2):
+        assert len(list(loader)) == 2
+    data.teardown("fit")
+    assert told == ["4 objects left no pixel after cropping and resizing; dropped"] * 2

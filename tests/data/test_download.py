@@ -1,0 +1,226 @@
+"""The downloader against a server on loopback that can misbehave."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from condseg.data import download as module
+from condseg.data.download import COCO_2017, Archive, DownloadError, download
+
+ROOT = Path(__file__).parents[2]
+
+
+def zipped(folder, files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"{folder}/{name}", content)
+    return buffer.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``files``; each request is noted in ``asked`` with its Range."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.asked = {}, []
+        self.stop_after = None  # bytes of an answer after which the connection breaks
+        self.ranges = True
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append((self.path, asked))
+        content = self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        if asked and self.server.ranges:
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            start = 0
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.server.stop_after])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as one:
+        thread = threading.Thread(target=one.serve_forever, args=(0.01,))
+        thread.start()
+        yield one
+        one.shutdown()
+        thread.join()
+
+
+CONTENT = {"a.bin": os.urandom(200_000), "sub/b.txt": b"text"}
+ZIP = zipped("val2017", CONTENT)
+
+
+def archive_of(content, **change):
+    values = {
+        "path": "zips/val2017.zip",
+        "size": len(content),
+        "md5": hashlib.md5(content).hexdigest(),
+        "unpacked": 300_000,
+        "holds": "val2017",
+    }
+    return Archive(**values | change)
+
+
+def check_in_place(folder):
+    for name, content in CONTENT.items():
+        assert (folder / "val2017" / name).read_bytes() == content
+    assert [path.name for path in folder.iterdir()] == ["val2017"]
+
+
+def test_fetched_checked_unpacked_and_not_fetched_again(tmp_path, server):
+    server.files["/zips/val2017.zip"] = ZIP
+    for _ in range(2):
+        download(tmp_path / "new", [archive_of(ZIP)], server.url)
+    assert server.asked == [("/zips/val2017.zip", None)]
+    check_in_place(tmp_path / "new")
+
+
+def test_it_goes_on_where_the_connection_broke(tmp_path, server):
+    server.files["/zips/val2017.zip"] = ZIP
+    server.stop_after = 80_000
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=r"after \d+ of \d+ bytes.*goes on from there"):
+            download(tmp_path, [archive_of(ZIP)], server.url)
+    assert (tmp_path / "val2017.zip.part").stat().st_size == 160_000
+    server.stop_after = None
+    download(tmp_path, [archive_of(ZIP)], server.url)
+    assert [asked for _, asked in server.asked] == [None, "bytes=80000-", "bytes=160000-"]
+    check_in_place(tmp_path)
+
+
+def test_a_server_that_cannot_go_on_in_the_middle(tmp_path, server):
+    server.files["/zips/val2017.zip"] = ZIP
+    server.ranges = False
+    (tmp_path / "val2017.zip.part").write_bytes(b"x" * 1000)
+    download(tmp_path, [archive_of(ZIP)], server.url)
+    check_in_place(tmp_path)
+
+
+def test_a_broken_part_is_not_taken_for_the_file(tmp_path, server):
+    server.files["/zips/val2017.zip"] = ZIP
+    (tmp_path / "val2017.zip.part").write_bytes(b"x" * 1000)
+    with pytest.raises(DownloadError, match=r"MD5 .* fetches it anew"):
+        download(tmp_path, [archive_of(ZIP)], server.url)
+    download(tmp_path, [archive_of(ZIP)], server.url)
+    check_in_place(tmp_path)
+
+
+@pytest.mark.parametrize("size", [10, len(ZIP), len(ZIP) + 10])
+def test_a_whole_part_of_any_size(tmp_path, server, size):
+    """Killed between the last byte and the renaming; or the part of another file."""
+    server.files["/zips/val2017.zip"] = ZIP
+    (tmp_path / "val2017.zip.part").write_bytes((ZIP + b"x" * 10)[:size])
+    if size > len(ZIP):
+        with pytest.raises(DownloadError, match="fetches it anew"):
+            download(tmp_path, [archive_of(ZIP)], server.url)
+    download(tmp_path, [archive_of(ZIP)], server.url)
+    check_in_place(tmp_path)
+
+
+def test_a_wrong_size_is_seen_before_it_is_fetched(tmp_path, server):
+    server.files["/zips/val2017.zip"] = ZIP + b"more"
+    with pytest.raises(DownloadError, match=f"offers {len(ZIP) + 4} bytes, expected {len(ZIP)}"):
+        download(tmp_path, [archive_of(ZIP)], server.url)
+    assert not (tmp_path / "val2017").exists()
+
+
+def test_a_wrong_sum(tmp_path, server):
+    server.files["/zips/val2017.zip"] = ZIP[:-1] + b"?"
+    with pytest.raises(DownloadError, match="MD5"):
+        download(tmp_path, [archive_of(ZIP)], server.url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_zip_with_a_wrong_crc_leaves_nothing_behind(tmp_path, server):
+    broken = bytearray(ZIP)
+    broken[100_000] ^= 1  # in the stored bytes of a.bin
+    server.files["/zips/val2017.zip"] = bytes(broken)
+    with pytest.raises(DownloadError, match=r"cannot be unpacked .*CRC"):
+        download(tmp_path, [archive_of(bytes(broken))], server.url)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"no zip", zipped("other", CONTENT)])
+def test_a_file_that_is_not_the_archive(tmp_path, server, content):
+    server.files["/zips/val2017.zip"] = content
+    with pytest.raises(DownloadError, match="cannot be unpacked"):
+        download(tmp_path, [archive_of(content)], server.url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_file(tmp_path, server):
+    with pytest.raises(DownloadError, match=r"val2017\.zip: the server answers 404"):
+        download(tmp_path, [archive_of(ZIP)], server.url)
+
+
+def test_no_server(tmp_path):
+    with pytest.raises(DownloadError, match="connection broke after 0 of"):
+        download(tmp_path, [archive_of(ZIP)], "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_disk_is_looked_at_first(tmp_path, server, monkeypatch, keep):
+    archives = [archive_of(ZIP), archive_of(ZIP, path="zips/train2017.zip", holds="train2017")]
+    # Peak: the first unpacked (and kept), the second there twice.
+    peak = 300_000 + (len(ZIP) if keep else 0) + len(ZIP) + 300_000
+    usage = module.shutil.disk_usage(tmp_path)
+
+    def free(amount):
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=amount))
+
+    free(peak - 1)
+    with pytest.raises(DownloadError, match=r"GB are needed, .* are free"):
+        download(tmp_path, archives, server.url, keep_archives=keep)
+    assert server.asked == []
+    server.files["/zips/val2017.zip"] = ZIP
+    server.files["/zips/train2017.zip"] = zipped("train2017", CONTENT)
+    archives[1] = archive_of(
+        server.files["/zips/train2017.zip"], path="zips/train2017.zip", holds="train2017"
+    )
+    free(2 * peak)
+    download(tmp_path, archives, server.url, keep_archives=keep)
+    assert (tmp_path / "val2017.zip").exists() == keep
+    assert (tmp_path / "train2017" / "a.bin").exists()
+
+
+def test_the_tool(tmp_path, server):
+    """A mirror without the file, as a user sees it: one line and code 2."""
+    command = [sys.executable, ROOT / "tools" / "download_coco.py", "--folder", tmp_path / "coco"]
+    command += ["--base-url", server.url, "--only", "annotations"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
+    assert "annotations_trainval2017.zip: the server answers 404" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_sums_are_those_of_coco_2017():
+    assert {archive.holds for archive in COCO_2017} == {"annotations", "train2017", "val2017"}
+    assert sum(archive.size for archive in COCO_2017) == 20_405_354_669

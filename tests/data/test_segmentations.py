@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from condseg.data.masks import check_segmentation, decode, from_layers, to_layers
+
+SIZE = (20, 30)
+TRIANGLE = [2.5, 2, 20, 3.25, 9, 17]
+
+
+def random_mask(seed, size=SIZE):
+    return np.random.default_rng(seed).random(size) < 0.4
+
+
+def compressed(mask):
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def counts_of(mask):
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    lengths = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
+    return {"size": list(mask.shape), "counts": [0, *lengths] if flat[0] else lengths}
+
+
+@given(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 60), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_rle_of_all_kinds(seed, height, width, density):
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    for rle in (compressed(mask), counts_of(mask)):
+        checked, clipped = check_segmentation(rle, mask.shape)
+        assert not clipped
+        assert np.array_equal(decode(checked, mask.shape), mask)
+
+
+def test_large_runs_survive():
+    mask = np.zeros((3000, 4000), dtype=bool)
+    mask[7, 3999] = True
+    checked, _ = check_segmentation(compressed(mask), mask.shape)
+    assert decode(checked, mask.shape).sum() == 1
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+def test_polygons_of_several_parts_are_one_mask():
+    parts = [TRIANGLE, [22, 10, 28, 10, 28, 18, 22, 18]]
+    checked, clipped = check_segmentation(parts, SIZE)
+    expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, *SIZE)))
+    assert np.array_equal(decode(checked, SIZE), expected)
+    assert not clipped
+
+
+def test_what_hangs_over_the_edge_is_clipped_and_told():
+    assert check_segmentation([[-3, -2, 40, 3, 9, 17]], SIZE)[1]
+
+
+MASK = compressed(random_mask(0))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "masks are learned"),
+        ([], "masks are learned"),
+        (3, "masks are learned"),
+        ([[1, 2, 3, 4]], "three points"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "three points"),
+        ([TRIANGLE, 3], "three points"),
+        ([[1, 2, 3, 4, 5, "6"]], "finite"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
+        ([[1, 2, 3, 4, 5, float("inf")]], "finite"),
+        ([[31, 2, 40, 4, 50, 9]], "wholly outside"),
+        ([[1, 2, 1e9, 4, 5, 9]], "more than one picture outside"),
+        ({"counts": MASK["counts"]}, "RLE size None"),
+        ({"size": [30, 20], "counts": MASK["counts"]}, r"\[30, 20\].*\[20, 30\]"),
+        ({"size": [20, 30]}, "counts None"),
+        ({"size": [20, 30], "counts": ""}, "broken"),
+        ({"size": [20, 30], "counts": MASK["counts"][:-4]}, "run over|broken"),
+        ({"size": [20, 30], "counts": "\x7f\x00!"}, "broken"),
+        ({"size": [20, 30], "counts": "o" * 30 + "0"}, "broken"),
+        ({"size": [20, 30], "counts": [600, 1]}, "run over 601"),
+        ({"size": [20, 30], "counts": [700, -100]}, "least run -100"),
+        ({"size": [20, 30], "counts": [599.5, 0.5]}, "integers"),
+    ],
+)
+def test_broken_segmentations_are_told(value, says):
+    with pytest.raises(ValueError, match=says):
+        check_segmentation(value, SIZE)
+
+
+def test_layers_hold_overlapping_objects_apart():
+    masks = [random_mask(seed) for seed in range(5)]
+    masks[2][:] = False
+    layers = to_layers([compressed(mask) for mask in masks], SIZE)
+    indices, left, boxes = from_layers(layers, 5)
+    assert indices.tolist() == [0, 1, 3, 4]
+    assert np.array_equal(left, np.stack([masks[i] for i in indices]))
+    for box, mask in zip(boxes, left, strict=True):
+        y, x = np.nonzero(mask)
+        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_apart_objects_share_a_layer():
+    columns = [np.zeros(SIZE, dtype=bool) for _ in range(10)]
+    for n, mask in enumerate(columns):
+        mask[:, 3 * n : 3 * n + 3] = True
+    assert len(to_layers([compressed(mask) for mask in columns], SIZE)) == 1
+
+
+def test_no_objects_are_one_empty_layer():
+    layers = to_layers([], SIZE)
+    indices, masks, boxes = from_layers(layers, 0)
+    assert layers.shape == (1, *SIZE)
+    assert (indices.shape, masks.shape, boxes.shape) == ((0,), (0, *SIZE), (0, 4))

@@ -1,0 +1,109 @@
+import cv2
+import numpy as np
+import pytest
+
+from condseg.data.masks import from_layers
+from condseg.data.transforms import resize_transform, resized, seed_transform, train_transform
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "cap", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((426, 640), 800, 1333, (800, 1202)),
+        ((300, 1000), 800, 1333, (400, 1333)),
+        ((1, 1), 5, 9, (5, 5)),
+        ((1, 4000), 800, 1333, (1, 1333)),
+        ((333, 500), 320, 640, (320, 480)),
+    ],
+)
+def test_sizes_are_rounded_as_in_the_official_code(size, short, cap, expected):
+    assert resized(size, short, cap) == expected
+
+
+def blocks(height, width, rng):
+    """A picture of nine one-coloured blocks, and their index map."""
+    index = np.zeros((height, width), dtype=np.uint16)
+    for n in range(9):
+        y, x = divmod(n, 3)
+        index[y * height // 3 : (y + 1) * height // 3, x * width // 3 : (x + 1) * width // 3] = n
+    colours = rng.integers(0, 256, (9, 3), dtype=np.uint8)
+    return colours[index], index + 1, colours
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_masks_stay_with_their_objects(seed):
+    """Under every geometric step an object's pixels keep the object's colour."""
+    rng = np.random.default_rng(seed)
+    image, index, colours = blocks(60, 90, rng)
+    transform = train_transform((37, 150), 200, "range", "both", crop=0.4)
+    seed_transform(transform, seed)
+    done = transform(image=image, masks=index[None].astype(np.uint16))
+    indices, masks, _ = from_layers(done["masks"], 9)
+    assert done["image"].shape[:2] == masks.shape[1:]
+    for n, mask in zip(indices, masks, strict=True):
+        padded = np.pad(mask, 1).astype(np.uint8)
+        inner = cv2.erode(padded, np.ones((15, 15), dtype=np.uint8))[1:-1, 1:-1] > 0
+        assert (done["image"][inner] == colours[n]).all()
+
+
+def test_masks_do_not_drift_against_the_picture():
+    image = np.zeros((100, 100, 3), dtype=np.uint8)
+    image[30:70, 20:50] = 255
+    drifts = []
+    for short in range(30, 300, 7):
+        masks = (image[None, ..., 0] > 0).astype(np.uint16)
+        done = resize_transform(short, 999)(image=image, masks=masks)
+        grey, mask = done["image"][..., 0] / 255.0, done["masks"][0]
+        for axis in (0, 1):
+            places = [(np.arange(short) * m.sum(axis)).sum() / m.sum() for m in (grey, mask)]
+            drifts.append(places[0] - places[1])
+    assert np.abs(drifts).max() < 0.51  # the nearest pixel
+    assert abs(np.mean(drifts)) < 0.05
+
+
+def test_a_key_determines_everything():
+    image, index, _ = blocks(40, 50, np.random.default_rng(0))
+    transform = train_transform((20, 24, 28, 32), 99, flip="both", crop=0.3, color_jitter=0.5)
+    seen = []
+    for key in [(1, 2, 3)] * 2 + [(1, 2, n) for n in range(4, 20)]:
+        seed_transform(transform, *key)
+        done = transform(image=image, masks=index[None])
+        seen.append((done["image"].tobytes(), done["masks"].tobytes()))
+    assert seen[0] == seen[1]
+    assert len(set(seen)) > 10
+
+
+def test_scale_and_mirroring_are_independent():
+    image = np.zeros((40, 40, 3), dtype=np.uint8)
+    image[:, :10] = 255
+    transform, seen = train_transform((20, 24), 99), set()
+    for key in range(64):
+        seed_transform(transform, key)
+        done = transform(image=image)["image"]
+        seen.add((done.shape[0], bool(done[0, 0, 0])))
+    assert len(seen) == 4
+
+
+def test_range_draws_all_lengths():
+    transform, seen = train_transform((20, 24), 99, "range", "none"), set()
+    for key in range(64):
+        seed_transform(transform, key)
+        seen.add(transform(image=np.zeros((40, 60, 3), dtype=np.uint8))["image"].shape[0])
+    assert seen == {20, 21, 22, 23, 24}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"short_sides": ()}, "short_sides are"),
+        ({"short_sides": (0, 4)}, "short_sides are"),
+        ({"short_sides": (640,), "max_long_side": 639}, "max_long_side is 639.*640"),
+        ({"crop": 0.5}, "crop is 0.5"),
+        ({"color_jitter": -1.0}, "color_jitter is -1.0"),
+    ],
+)
+def test_wrong_values_are_told(options, says):
+    with pytest.raises(ValueError, match=says):
+        train_transform(**options)
