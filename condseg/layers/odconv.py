@@ -64,16 +64,14 @@ class _Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *s"], temperature: Tensor) -> ODAttention:
         hidden = torch.relu(self.bn(self.fc(pool(x, self.fc.weight))))
-
-        def sigmoid(head: nn.Module | None) -> Tensor | None:
-            return None if head is None else torch.sigmoid(head(hidden) / temperature)
-
-        kernel = self.kernel_fc
+        heads = (self.filter_fc, self.spatial_fc, self.kernel_fc)
+        channel = self.channel_fc(hidden) / temperature
+        filter_, spatial, kernel = (None if h is None else h(hidden) / temperature for h in heads)
         return ODAttention(
-            torch.sigmoid(self.channel_fc(hidden) / temperature),
-            sigmoid(self.filter_fc),
-            sigmoid(self.spatial_fc),
-            None if kernel is None else torch.softmax(kernel(hidden) / temperature, dim=1),
+            torch.sigmoid(channel),
+            None if filter_ is None else torch.sigmoid(filter_),
+            None if spatial is None else torch.sigmoid(spatial),
+            None if kernel is None else torch.softmax(kernel, dim=1),
         )
 
 

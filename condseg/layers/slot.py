@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
@@ -124,6 +124,18 @@ class ConvSlot(nn.Module):
             stride = self.stride[axis]
             reach = max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0)
         return reach // 2, reach - reach // 2
+
+    def _apply(self: Slot, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Slot:
+        """Show stacked kernels as one kernel: channels_last is for four dimensions, not five."""
+
+        def on_kernel(x: Tensor) -> Tensor:
+            if x.dim() != self.dims + 3:
+                return fn(x)
+            stacked: Tensor = fn(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return stacked
+
+        super()._apply(on_kernel, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def copy_static_(self, conv: nn.Module) -> None:
         """Compute from now on what the static convolution computes, to rounding."""

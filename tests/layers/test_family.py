@@ -1,0 +1,274 @@
+"""Every layer of the family goes through the same checks; a new one costs one line in LAYERS."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+
+from condseg.layers import (
+    CondConv2d,
+    ConvSlot,
+    DyConv2d,
+    DynamicConv2d,
+    DyNetConv2d,
+    ODConv2d,
+    set_temperature,
+)
+
+LAYERS: dict[str, tuple[type[ConvSlot], dict[str, Any]]] = {
+    "odconv1": (ODConv2d, {"num_experts": 1}),
+    "odconv4": (ODConv2d, {"num_experts": 4}),
+    "odconv_layernorm": (ODConv2d, {"num_experts": 2, "norm": "layer"}),
+    "dyconv": (DyConv2d, {"temperature": 31.0}),
+    "condconv": (CondConv2d, {}),
+    "condconv3": (CondConv2d, {"num_experts": 3}),
+    "dynet": (DyNetConv2d, {"dropout": 0.0}),
+    "dfn": (DynamicConv2d, {}),
+}
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "3x3": {"kernel_size": 3, "padding": 1},
+    "1x1": {"kernel_size": 1, "bias": False},
+    "1x1_grouped_strided_padded": {"kernel_size": 1, "stride": 2, "padding": 1, "groups": 2},
+    "3x1_strided": {"kernel_size": (3, 1), "stride": (2, 1), "padding": (1, 0)},
+    "dilated_grouped": {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2},
+    "depthwise": {"kernel_size": 5, "padding": 2, "groups": 4, "out_channels": 4, "bias": False},
+    "depthwise_multiplied": {"kernel_size": 3, "groups": 4, "out_channels": 8, "stride": 2},
+    "reflect": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    "circular": {"kernel_size": (1, 3), "padding": (0, 1), "padding_mode": "circular"},
+    "same": {"kernel_size": (4, 2), "padding": "same", "padding_mode": "replicate"},
+    "valid": {"kernel_size": 2, "padding": "valid"},
+}
+layers = pytest.mark.parametrize("layer", LAYERS)
+geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
+
+
+def place(geometry: str) -> dict[str, Any]:
+    return {"in_channels": 4, "out_channels": 6} | GEOMETRIES[geometry]
+
+
+def build(layer: str, geometry: str = "3x3") -> ConvSlot:
+    torch.manual_seed(0)
+    cls, knobs = LAYERS[layer]
+    return cls(**place(geometry), **knobs)
+
+
+def picture(batch: int = 3, size: tuple[int, int] = (7, 8)) -> Tensor:
+    return torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(1))
+
+
+@layers
+@geometries
+def test_shape_and_static_start(layer: str, geometry: str) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(**place(geometry))
+    cls, knobs = LAYERS[layer]
+    x = picture() * 3
+    expected = conv(x)
+    assert build(layer, geometry)(x).shape == expected.shape
+    dynamic = cls.from_static(conv, **knobs)
+    for mode in (True, False):
+        torch.testing.assert_close(dynamic.train(mode)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@layers
+def test_static_start_whatever_the_temperature(layer: str) -> None:
+    cls, knobs = LAYERS[layer]
+    conv = nn.Conv2d(**place("3x3"))
+    dynamic, x = cls.from_static(conv, **knobs), picture()
+    set_temperature(dynamic, 7)
+    torch.testing.assert_close(dynamic(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [n for n in LAYERS if n not in ("odconv1", "dfn")])
+def test_experts_part_after_the_static_start(layer: str) -> None:
+    cls, knobs = LAYERS[layer]
+    dynamic = cls.from_static(nn.Conv2d(**place("3x3")), **knobs)
+    num = dynamic.get_parameter("weight").shape[0]
+    dynamic(picture()).pow(2).sum().backward()
+    grads = [g.flatten() for g in dynamic.get_parameter("weight").grad]
+    assert all(
+        (grads[i] - grads[j]).norm() > 1e-5 * grads[i].norm() for i in range(num) for j in range(i)
+    )
+
+
+@layers
+def test_static_start_keeps_device_dtype_mode_and_freezing(layer: str) -> None:
+    cls, knobs = LAYERS[layer]
+    conv = nn.Conv2d(**place("3x3")).double().eval().requires_grad_(False)
+    dynamic = cls.from_static(conv, **knobs)
+    assert not dynamic.training
+    assert all(p.dtype == torch.float64 and not p.requires_grad for p in dynamic.parameters())
+
+
+@layers
+@geometries
+def test_one_sample_alone_is_the_same_in_a_batch(layer: str, geometry: str) -> None:
+    dynamic, x = build(layer, geometry).eval(), picture()
+    together = dynamic(x)
+    for i in range(len(x)):
+        torch.testing.assert_close(dynamic(x[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+@layers
+@pytest.mark.parametrize("geometry", ["3x3", "1x1_grouped_strided_padded", "depthwise"])
+@pytest.mark.parametrize("training", [False, True])
+def test_gradcheck(layer: str, geometry: str, training: bool) -> None:
+    dynamic = build(layer, geometry).double().train(training)
+    x = picture(2, (5, 4)).double().requires_grad_()
+    names, values = zip(*dynamic.named_parameters(), strict=True)
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(dynamic, state, (x,))
+
+    torch.autograd.gradcheck(function, (x, *values), fast_mode=True, atol=1e-6)
+
+
+@layers
+def test_channels_last(layer: str) -> None:
+    for geometry in ("3x3", "1x1", "depthwise"):
+        dynamic, x = build(layer, geometry).eval(), picture()
+        expected = dynamic(x)
+        last = dynamic.to(memory_format=torch.channels_last)
+        y = last(x.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@layers
+@geometries
+def test_bf16_autocast(layer: str, geometry: str) -> None:
+    dynamic, x = build(layer, geometry).eval(), picture().requires_grad_()
+    expected = dynamic(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = dynamic(x)
+        again = dynamic(y.detach()[:, :4].contiguous()) if y.shape[1] >= 4 else y
+    assert y.dtype == again.dtype == torch.bfloat16
+    assert (y - expected).norm() < 0.02 * expected.norm()
+    y.float().sum().backward()
+
+
+@layers
+def test_attention_stays_fp32_under_autocast(layer: str) -> None:
+    """The coefficients of a bf16 run are those of the fp32 run on the same (rounded) map."""
+    dynamic, x = build(layer).eval(), picture().bfloat16()
+    seen: list[Tensor] = []
+    heads = [m for m in dynamic.modules() if isinstance(m, nn.Linear) or hasattr(m, "kernel_shape")]
+    heads += [m for m in dynamic.modules() if type(m).__name__ == "Linear1x1"]
+    for head in heads:
+        if head is not dynamic:
+            head.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        dynamic(x)
+    low, seen[:] = list(seen), []
+    dynamic(x.float())
+    assert seen
+    for a, b in zip(low, seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+# nn.Conv2d itself refuses to pad an empty batch by reflection or by going round.
+@layers
+@pytest.mark.parametrize("geometry", [g for g in GEOMETRIES if g not in ("reflect", "circular")])
+@pytest.mark.parametrize("training", [False, True])
+def test_empty_batch(layer: str, geometry: str, training: bool) -> None:
+    dynamic = build(layer, geometry).train(training)
+    x = picture(0).requires_grad_()
+    y = dynamic(x)
+    assert y.shape == nn.Conv2d(**place(geometry))(x).shape
+    y.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in dynamic.parameters())
+
+
+@layers
+def test_state_dict_round_trip(layer: str) -> None:
+    dynamic, x = build(layer).eval(), picture()
+    set_temperature(dynamic, 13)
+    buffer = io.BytesIO()
+    torch.save(dynamic.state_dict(), buffer)
+    buffer.seek(0)
+    other = build(layer).eval()
+    for parameter in other.parameters():
+        nn.init.ones_(parameter)
+    other.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    for twin in (other, copy.deepcopy(dynamic)):
+        torch.testing.assert_close(twin(x), dynamic(x), rtol=0, atol=0)
+
+
+@layers
+def test_batch_of_one_value_trains(layer: str) -> None:
+    dynamic = build(layer, "1x1").train()
+    before = {k: v.clone() for k, v in dynamic.state_dict().items() if "running" in k}
+    y = dynamic(picture(1, (1, 1)))
+    y.sum().backward()
+    assert y.isfinite().all()
+    for key, value in before.items():
+        assert torch.equal(dynamic.state_dict()[key], value)
+
+
+@pytest.fixture
+def _unchecked() -> Iterator[None]:
+    """The shape checks of the test run are not code that a user compiles."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+    torch._dynamo.reset()
+
+
+@layers
+@pytest.mark.usefixtures("_unchecked")
+def test_compiles_in_one_graph(layer: str) -> None:
+    for geometry in ("3x3", "1x1"):
+        dynamic, x = build(layer, geometry), picture()
+        compiled = torch.compile(dynamic, backend="aot_eager", fullgraph=True)
+        expected = dynamic.eval()(x)
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@layers
+@pytest.mark.usefixtures("_unchecked")
+def test_compiles_to_machine_code(layer: str) -> None:
+    dynamic, x = build(layer), picture()
+    torch.compile(dynamic)(x).sum().backward()
+
+
+@layers
+@pytest.mark.usefixtures("_unchecked")
+def test_exports(layer: str) -> None:
+    dynamic, x = build(layer).eval(), picture()
+    program = torch.export.export(dynamic, (x,))
+    torch.testing.assert_close(program.module()(x), dynamic(x), rtol=1e-5, atol=1e-5)
+
+
+@layers
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"in_channels": 0}, "in_channels=0"),
+        ({"groups": 3}, "divisible by groups=3"),
+        ({"kernel_size": (3, 3, 3)}, "kernel_size"),
+        ({"stride": 0}, "stride=0"),
+        ({"padding": "full"}, "padding='full'"),
+        ({"padding": "same", "stride": 2}, "padding='same'"),
+        ({"padding_mode": "mirror"}, "padding_mode='mirror'"),
+    ],
+)
+def test_says_what_is_wrong(layer: str, wrong: dict[str, Any], message: str) -> None:
+    cls, knobs = LAYERS[layer]
+    with pytest.raises(ValueError, match=message):
+        cls(**(place("3x3") | wrong), **knobs)
+
+
+@layers
+def test_refuses_another_shape(layer: str) -> None:
+    with pytest.raises(ValueError, match="kernel"):
+        build(layer).copy_static_(nn.Conv2d(4, 6, 5))
+    with pytest.raises(ValueError, match="plain convolution"):
+        build(layer).copy_static_(nn.Linear(4, 6))
