@@ -64,9 +64,10 @@ def draw(
     """The picture with what was found in it.
 
     Neighbouring instances differ in colour, whatever their class. Large ones are drawn first so
-    that small ones lie on top. Labels are placed best score first, inside the picture and beside
-    each other; one that finds no free place or is over twice as large as its object, and
-    those of objects smaller than :attr:`Style.small`, are left out.
+    that small ones lie on top. Labels are placed inside the picture and clear of each other, those
+    of large objects first. Left out are labels that find no free place, that would be twice as large as
+    their own object, or that would bring all labels above an eighth of the picture; objects smaller
+    than :attr:`Style.small` get neither label nor box.
 
     Args:
         image: (H, W, 3) RGB, 0..255; it is not changed.
@@ -172,7 +173,8 @@ def _draw_mask(
     part = mask[y : y + h, x : x + w].astype(np.uint8)
     if scale > 1:
         soft = cv2.resize(part * 255, (w * scale, h * scale), interpolation=cv2.INTER_LINEAR)
-        part = (soft > 127).astype(np.uint8)
+        # Rounds the steps of the enlarged pixels; a line of one pixel's width stays.
+        part = (cv2.GaussianBlur(soft, (0, 0), 0.5 * scale) > 127).astype(np.uint8)
     left, top = x * scale, y * scale
     view = canvas[top : top + h * scale, left : left + w * scale]
     inside = part.astype(bool)
@@ -187,14 +189,17 @@ def _draw_labels(
     font = cv2.FontFace("sans")
     height, width = canvas.shape[:2]
     high, margin = round(1.3 * style.font), round(0.3 * style.font)
+    budget = height * width / 8
     taken = np.zeros((0, 4), dtype=np.int64)
-    for rectangle, text, colour in labels:
+    for rectangle, text, colour in sorted(labels, key=lambda label: -_area(label[0])):
         extent = cv2.getTextSize((width, height), text, (0, 0), font, style.font, 500)
         long = extent[2] + 2 * margin
-        area = (rectangle[2] - rectangle[0]) * (rectangle[3] - rectangle[1])
-        place = _place(rectangle, long, high, (height, width), taken)
-        if place is None or long * high > 2 * area:
+        if long * high > min(budget, 2 * _area(rectangle)):
             continue
+        place = _place(rectangle, long, high, (height, width), taken)
+        if place is None:
+            continue
+        budget -= long * high
         x, y, right, bottom = place
         taken = np.vstack([taken, place])
         canvas[y:bottom, x:right] = colour
@@ -221,6 +226,11 @@ def _place(
             if not covers.all(axis=1).any():
                 return place
     return None
+
+
+def _area(rectangle: Rectangle) -> int:
+    x1, y1, x2, y2 = rectangle
+    return (x2 - x1) * (y2 - y1)
 
 
 def _luminance(colour: Colour) -> float:

@@ -72,8 +72,9 @@ class Report:
             name: _reason(name, self.objects) for name, value in self.metrics.items() if value == -1
         }
         for result in self.classes:
-            if result.objects["all"] == 0:
-                reasons[f"class {result.name}"] = "no objects of this class in this set"
+            if lacking := [size for size in SIZES if result.objects[size] == 0]:
+                sizes = "" if result.objects["all"] == 0 else " or ".join(lacking) + " "
+                reasons[f"class {result.name}"] = f"no {sizes}objects of this class in this set"
         return reasons
 
     def as_dict(self) -> dict[str, object]:
@@ -84,8 +85,12 @@ class Report:
         """Everything as JSON text, numbers to the last digit."""
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
 
-    def table(self) -> str:
-        """Two Markdown tables, over all classes and per class, then what needs explaining."""
+    def table(self, per_class: bool = True) -> str:
+        """Two Markdown tables, over all classes and per class, then what needs explaining.
+
+        Args:
+            per_class: False leaves the second table out.
+        """
         recalls = [name[4:] for name in self.metrics if name.startswith("box/AR@")]
         limits = ["", *(name[6:] for name in self.metrics if name.startswith("box/AP@"))]
         summary = Table("", *_PRECISIONS, *recalls, box=box.MARKDOWN)
@@ -95,12 +100,12 @@ class Report:
                 names += [f"{kind}/{name}" for name in recalls if not at]
                 summary.add_row(f"{kind} {at}".strip(), *_cells(self.metrics, names))
 
-        per_class = Table("class", "objects", *_PER_CLASS, box=box.MARKDOWN)
+        classes = Table("class", "objects", *_PER_CLASS, box=box.MARKDOWN)
         for result in self.classes:
             cells = _cells(result.metrics, _PER_CLASS)
-            per_class.add_row(result.name, str(result.objects["all"]), *cells)
+            classes.add_row(result.name, str(result.objects["all"]), *cells)
 
-        for table in (summary, per_class):
+        for table in (summary, classes):
             for column in table.columns[1:]:
                 column.justify = "right"
         sizes = ", ".join(f"{self.objects[size]} {size}" for size in SIZES)
@@ -109,9 +114,10 @@ class Report:
             pictures += f" of {self.images_in_set}"
         head = f"{pictures} pictures, {self.objects['all']} objects ({sizes}), "
         head += f"{self.detections} detections"
-        return "\n".join(
-            [head, "", _render(summary), "", _render(per_class), *_footnotes(self)]
-        ).rstrip()
+        parts = [head, _render(summary)]
+        if per_class:
+            parts.append(_render(classes))
+        return "\n\n".join([*parts, *filter(None, [_footnotes(self, per_class)])])
 
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -126,13 +132,21 @@ def _reason(metric: str, objects: Mapping[str, int]) -> str:
     return f"no {size} objects ({SIZES[size]}) in this set"
 
 
-def _footnotes(report: Report) -> list[str]:
+def _footnotes(report: Report, per_class: bool) -> str:
     """One line for each reason, with all the figures that have it."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in report.explanations.items():
-        by_reason.setdefault(reason, []).append(name.removeprefix("class "))
+        if not name.startswith("class "):
+            by_reason.setdefault(reason, []).append(name)
+    if per_class:
+        for result in report.classes:
+            if result.objects["all"] == 0:
+                reason = "no objects of this class in this set"
+                by_reason.setdefault(reason, []).append(result.name)
+            elif -1 in result.metrics.values():
+                by_reason.setdefault("it has no objects of that size", ["a class"])
     lines = [f"-1 for {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
-    return ["", *lines, *report.notes] if lines or report.notes else []
+    return "\n".join([*lines, *report.notes])
 
 
 def _cells(metrics: Mapping[str, float], names: Iterable[str]) -> list[str]:
@@ -143,4 +157,4 @@ def _cells(metrics: Mapping[str, float], names: Iterable[str]) -> list[str]:
 def _render(table: Table) -> str:
     text = io.StringIO()
     Console(file=text, width=200, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")

@@ -19,7 +19,11 @@ def report():
 
 def test_every_minus_one_is_explained():
     explained = report().explanations
-    assert set(explained) == {"box/APl", "mask/APl", "box/ARl", "mask/ARl", "class Sieb"}
+    assert set(explained) == {
+        *("box/APl", "mask/APl", "box/ARl", "mask/ARl"),
+        *("class Löffel", "class Sieb"),
+    }
+    assert explained["class Löffel"] == "no large objects of this class in this set"
     assert "no large objects" in explained["mask/APl"]
 
 
@@ -29,6 +33,8 @@ def test_the_table_has_figures_classes_and_reasons():
     assert "| mask | 0.500 |" in text
     assert "Löffel" in text
     assert "-1 for Sieb: no objects of this class in this set" in text
+    assert "-1 for a class: it has no objects of that size" in text
+    assert "Löffel" not in report().table(per_class=False)
     assert max(map(len, text.splitlines())) <= 120
 
 
