@@ -64,10 +64,10 @@ def draw(
     """The picture with what was found in it.
 
     Neighbouring instances differ in colour, whatever their class. Large ones are drawn first so
-    that small ones lie on top. Labels are placed inside the picture and clear of each other, those
-    of large objects first. Left out are labels that find no free place, that would be twice as large as
-    their own object, or that would bring all labels above an eighth of the picture; objects smaller
-    than :attr:`Style.small` get neither label nor box.
+    that small ones lie on top. Labels are placed inside the picture and clear of each other,
+    those of large objects first. Left out are labels that find no free place, that would be twice
+    as large as their own object, or that would bring all labels above an eighth of the picture;
+    objects smaller than :attr:`Style.small` get neither label nor box.
 
     Args:
         image: (H, W, 3) RGB, 0..255; it is not changed.
