@@ -67,8 +67,8 @@ def test_masks_fit_the_picture_and_do_not_overlap(coco, split):
         assert covered.max() == 1
 
 
-def test_depth_is_there_and_knows_the_things(coco, split):
-    """Every picture has a depth of every pixel; where masks meet, the nearer thing is in front."""
+def test_depth_is_there_and_belongs_to_the_things(coco, split):
+    """Every pixel has a depth, and a thing no more of it than its own length."""
     for image_id, image in coco.imgs.items():
         depth = cv2.imread(str(TABLETOP / image["depth_file"]), cv2.IMREAD_UNCHANGED)
         assert depth.dtype == np.uint16
