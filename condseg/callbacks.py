@@ -44,7 +44,8 @@ class LastCheckpoint(Checkpoint):
     It is written every so many steps, one step before each validation, after each validation, at
     the end, and when Ctrl-C or SIGTERM comes: then after the step at hand, on which all ranks
     agree, and the process ends with code 128 + signal. A second Ctrl-C ends it at once. A run
-    that is ended in a validation takes up the step before it, and so validates again.
+    that is ended in a validation takes up the step before it, and so validates again. The signals'
+    handlers stay; whoever goes on after the training puts back the former ones.
 
     The states of the random generators of all ranks are in each checkpoint, for a run that goes
     on draws what it would have drawn.
@@ -60,7 +61,6 @@ class LastCheckpoint(Checkpoint):
         self.path: Path | None = None
         self._signal = 0
         self._saved_step = -1
-        self._handlers: dict[int, Any] = {}
         self._random_states: list[dict[str, Any]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -107,10 +107,6 @@ class LastCheckpoint(Checkpoint):
         if self._saved_step != trainer.global_step:
             self._save(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
-
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -156,8 +152,7 @@ class LastCheckpoint(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous = signal.signal(number, self._on_signal)
-            self._handlers.setdefault(number, previous)
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

@@ -160,7 +160,7 @@ def _build(config: dict[str, Any]) -> tuple[CondInst, PostProcess]:
     # The weights come from the checkpoint; nothing is fetched.
     network["backbone"] = {**network["backbone"], "weights": None}
     parsed = parser.parse_object({"network": network, "postprocess": config["postprocess"]})
-    built = parser.instantiate_classes(parsed)
+    built = parser.instantiate(parsed)
     return built.network, built.postprocess
 
 

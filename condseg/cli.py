@@ -7,7 +7,9 @@ import difflib
 import importlib
 import inspect
 import logging
+import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -236,6 +238,10 @@ class CommandLine(LightningCLI):
         parser.add_argument("-c", "--config", action=action, help="configuration file; may repeat")
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Lightning's warns when a program that has words of its own passes others on."""
+        self.config = parser.parse_args(args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--ckpt_path",
@@ -267,7 +273,9 @@ class CommandLine(LightningCLI):
             self._check_same_model(content.get(RECIPE) or {})
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule, self.model = self.config_init.data, self.config_init.model
+        self.trainer = self.instantiate_trainer()
         data = self._plain("data")
         self.model.recipe = {
             "model": {part: self._plain(f"model.{part}") for part in ("network", "postprocess")},
@@ -298,6 +306,7 @@ class CommandLine(LightningCLI):
         """
         folder = self.trainer.log_dir
         rank_zero_info(f"run folder: {folder}")
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.trainer.fit(
                 self.model, self.datamodule, ckpt_path=self._checkpoint, weights_only=True
@@ -308,6 +317,9 @@ class CommandLine(LightningCLI):
                 f"  {self._command()} --ckpt_path last"
             )
             raise
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     @property
     def run_folder(self) -> Path:
@@ -364,7 +376,8 @@ class CommandLine(LightningCLI):
 
 
 def _hush() -> None:
-    """What Lightning says that no user can act on: advertisements, its own use of old torch."""
+    """What Lightning says that no user can act on: advertisements, its own use of old names."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -101,8 +101,12 @@ def train(words: list[str], timeout: float = 120) -> subprocess.CompletedProcess
 
 
 def environment() -> dict[str, str]:
-    """One thread, no accelerator."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    """This repository's package, one thread, no accelerator."""
+    return os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
 def losses(runs: Path, version: int = 0) -> dict[int, dict[str, float]]:
