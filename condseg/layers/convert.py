@@ -73,14 +73,7 @@ def to_dynamic(
         ValueError: when nothing is there to convert, or a name in where is not the network's.
     """
     before = _count(network)
-    inside = {
-        id(m) for slot in network.modules() if isinstance(slot, ConvSlot) for m in slot.modules()
-    }
-    convs = {
-        name: conv
-        for name, conv in network.named_modules(remove_duplicate=False)
-        if isinstance(conv, nn.Conv2d) and id(conv) not in inside
-    }
+    convs = {n: conv for n, conv in _places(network).items() if isinstance(conv, nn.Conv2d)}
     if not convs or "" in convs:
         raise ValueError(f"network={type(network).__name__} must hold convolutions inside of it")
     kept = {
@@ -121,11 +114,12 @@ def paper_exceptions(
 
     Args:
         network: holds them.
-        names: of its convolutions, in order.
+        names: the convolutions that are asked about.
         last_blocks: where given, only the network's last blocks are dynamic.
     """
     kept: dict[str, str] = {}
-    for name in names:
+    places = list(_places(network))
+    for name in places:
         parts = name.split(".")
         owners = [
             type(network.get_submodule(".".join(parts[:i]))).__name__ for i in range(len(parts))
@@ -134,14 +128,25 @@ def paper_exceptions(
             kept[name] = "shortcut"
         elif POOLED_PARTS.intersection(parts[:-1]) or any(map(POOLED_CLASSES.search, owners)):
             kept[name] = "attention on a pooled map"
-    main = [name for name in names if name not in kept]
+    main = [name for name in places if name not in kept]
     blocks = _blocks(main)
     first = main.index(blocks[0][0]) if blocks else 1
     kept |= dict.fromkeys(main[:first], "stem")
     if last_blocks is not None and blocks:
         last = {name for block in blocks[-last_blocks:] for name in block}
         kept |= {n: f"not in the last {last_blocks} blocks" for n in main[first:] if n not in last}
-    return kept
+    return {name: kept[name] for name in names if name in kept}
+
+
+def _places(network: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions, static and dynamic, in the order of definition; not what is inside of them."""
+    slots = [m for m in network.modules() if isinstance(m, ConvSlot)]
+    inside = {id(part) for slot in slots for part in slot.modules() if part is not slot}
+    return {
+        name: module
+        for name, module in network.named_modules(remove_duplicate=False)
+        if isinstance(module, (nn.Conv2d, ConvSlot)) and id(module) not in inside
+    }
 
 
 def _blocks(names: Sequence[str]) -> list[list[str]]:

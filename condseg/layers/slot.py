@@ -306,8 +306,8 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 def pool(x: Float[Tensor, "b c *s"], like: Tensor) -> Float[Tensor, "b c"]:
-    """Global average, in the parameters' precision."""
-    return x.mean(tuple(range(2, x.dim())), dtype=like.dtype)
+    """Global average, in the parameters' precision; a vector is its own."""
+    return x.mean(tuple(range(2, x.dim())), dtype=like.dtype) if x.dim() > 2 else x.to(like.dtype)
 
 
 def positive(**values: int | float) -> None:
