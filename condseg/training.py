@@ -151,7 +151,7 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     for path, module in network.named_modules():
         words = [
             *(["backbone"] if path.startswith("backbone") else []),
-            *(["attention"] if "attention" in path else []),
+            *(["attention"] if "attention" in path.split(".") else []),
             *(["norm"] if isinstance(module, NORMS) else []),
         ]
         name = " ".join(words) or "other"

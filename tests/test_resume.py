@@ -147,7 +147,7 @@ def test_kill_and_go_on(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_last_without_a_run(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--ckpt_path last: no run in .* has one; start with"):
+    with pytest.raises(ValueError, match=r"--ckpt_path last: no run in .* has one; start with"):
         run(unbroken[0], tmp_path, "--ckpt_path=last")
 
 

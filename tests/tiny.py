@@ -18,7 +18,8 @@ CATEGORIES = [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
 NETWORK = """
 model:
   network:
-    backbone: {name: resnet18, weights: null, freeze_stages: 0, norm: batch, width: 8, stem_width: 8}
+    backbone:
+      {name: resnet18, weights: null, freeze_stages: 0, norm: batch, width: 8, stem_width: 8}
     channels: 64
     tower_convs: 1
     mask_branch_channels: 16
