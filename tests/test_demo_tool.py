@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_model import write_checkpoint
 
 from condseg.annotate import find_pictures, output_paths
+from condseg.data.images import read_image
 
 TOOL = Path(__file__).parents[1] / "tools" / "demo.py"
 
@@ -44,7 +45,7 @@ def test_files_folders_and_patterns(place, monkeypatch, capsys):
     assert "fork (" in out or "cup (" in out
     drawn = sorted(path.name for path in Path("out").iterdir())
     assert drawn == ["[1].png", "detections.json", "x.jpg", "x_2.jpg", "y.png"]
-    assert Image.open("out/x.jpg").size == (240, 160)
+    assert read_image("out/x.jpg").shape == (160, 240, 3)
     content = json.loads(Path("out/detections.json").read_text())
     assert [image["id"] for image in content["images"]] == [1, 2, 3, 4]
     record = content["annotations"][0]

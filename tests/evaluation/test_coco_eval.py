@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -261,37 +262,35 @@ def test_errors_name_the_file_and_the_picture(scene, tmp_path):
         CocoEvaluator(tmp_path / "b.json", CATEGORIES)
 
 
-def _rank(rank, port, file, detections, shares, folder):
+def _rank(rank, port, file, detections, all_shares, folder):
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    evaluator = CocoEvaluator(file, CATEGORIES)
-    for image in shares[rank]:
-        evaluator.update([info(image)], [detections[image]])
-    try:
-        report = evaluator.compute().to_json()
-    except ValueError as error:
-        report = f"error: {error}"
-    (folder / f"{rank}.json").write_text(report)
+    for number, shares in enumerate(all_shares):
+        evaluator = CocoEvaluator(file, CATEGORIES)
+        for image in shares[rank]:
+            evaluator.update([info(image)], [detections[image]])
+        try:
+            text = evaluator.compute().to_json()
+        except ValueError as error:
+            text = f"error: {error}"
+        (folder / f"{number}_{rank}.json").write_text(text)
     torch.distributed.destroy_process_group()
 
 
-def run_two_ranks(scene, shares, folder):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_rank, (port, *scene, shares, folder), nprocs=2)
-    return [(folder / f"{rank}.json").read_text() for rank in (0, 1)]
-
-
-def test_two_ranks_with_unequal_shares_give_the_same_to_the_last_digit(scene, tmp_path):
+def test_two_ranks_give_the_same_to_the_last_digit_and_no_picture_counts_twice(scene, tmp_path):
     file, detections = scene
     evaluator = CocoEvaluator(file, CATEGORIES)
     evaluator.update([info(i) for i in detections], list(detections.values()))
     alone = evaluator.compute().to_json()
-    assert run_two_ranks(scene, ((300, 11, 5, 42), (12,)), tmp_path) == [alone, alone]
-
-
-def test_a_picture_on_two_ranks_is_an_error(scene, tmp_path):
-    texts = run_two_ranks(scene, ((300, 11), (11, 12)), tmp_path)
-    assert all("[11]" in text for text in texts)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    unequal, none_on_one, twice = (
+        ((300, 11, 5, 42), (12,)),
+        ((), (5, 11, 12, 42, 300)),
+        ((11,), (11,)),
+    )
+    mp.spawn(_rank, (port, *scene, (unequal, none_on_one, twice), tmp_path), nprocs=2)
+    for number in (0, 1):
+        for rank in (0, 1):
+            assert (tmp_path / f"{number}_{rank}.json").read_text() == alone
+    assert all("[11]" in (tmp_path / f"2_{rank}.json").read_text() for rank in (0, 1))
