@@ -193,9 +193,12 @@ def od_networks(case: Case) -> None:
 @judges("keys_odconv_nets.json")
 def od_network_names(keys: dict[str, dict[str, list[Any]]]) -> None:
     assert keys
+    idle = dict.fromkeys(
+        ("kaiming_normal_", "kaiming_uniform_", "uniform_", "normal_"), mock.DEFAULT
+    )
     for net, entries in keys.items():
         name, _, experts = net.rpartition("_k")
-        with torch.device("meta"), mock.patch("torch.nn.init.kaiming_normal_"):
+        with torch.device("meta"), mock.patch.multiple("torch.nn.init", **idle):
             state = od_network(name, int(experts)).state_dict()
         ours = {
             key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
