@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from condseg.checkpoint import Restored, newest_best, restore
 from condseg.data.coco import CocoDataset
 from condseg.data.collate import collate
-from condseg.data.datamodule import TABLETOP, _find, _one_thread
+from condseg.data.datamodule import TABLETOP, find_files, one_thread
 from condseg.data.sampler import Shard
 from condseg.data.transforms import resize_transform
 from condseg.evaluation import CocoEvaluator, Report
@@ -198,7 +198,7 @@ def evaluate(
             sampler=Shard(len(dataset), rank, world_size),
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             pin_memory=predictor.device.type == "cuda",
         )
         start = time.perf_counter()
@@ -243,7 +243,7 @@ def _val_files(
         annotations, images = trained.get("val_annotations"), trained.get("val_images")
         data = trained.get("root")
     root = TABLETOP if data == "tabletop" else Path(data or ".")
-    return _find(root, "val", annotations, images)
+    return find_files(root, "val", annotations, images)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from condseg.data.coco import Category, CocoDataset
 from condseg.data.collate import collate
@@ -140,8 +140,8 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
         self.skip_empty, self.group_by_aspect, self.seed = skip_empty, group_by_aspect, seed
         folder = TABLETOP if root == "tabletop" else Path(root)
-        self.train_files = _find(folder, "train", train_annotations, train_images)
-        self.val_files = _find(folder, "val", val_annotations, val_images)
+        self.train_files = find_files(folder, "train", train_annotations, train_images)
+        self.val_files = find_files(folder, "val", val_annotations, val_images)
         self._train_loader: TrainLoader | None = None
 
     @cached_property
@@ -209,12 +209,9 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         rank, world_size = self._place()
-        return DataLoader(
-            self.val_dataset,
-            batch_size=self.val_batch_size,
-            sampler=Shard(len(self.val_dataset), rank, world_size),
-            **self._loading(),
-        )
+        shard = Shard(len(self.val_dataset), rank, world_size)
+        batches = BatchSampler(shard, self.val_batch_size, drop_last=False)
+        return DataLoader(self.val_dataset, batch_sampler=batches, **self._loading())
 
     def teardown(self, stage: str) -> None:
         if self._train_loader is not None:
@@ -232,10 +229,10 @@ class DataModule(pl.LightningDataModule):
 
     def _batches_trained(self) -> int:
         """Batches that went through training_step since the run began, breaks included."""
-        if self.trainer is None:
-            return 0
-        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return int(total.processed)
+        trainer: Any = self.trainer
+        if trainer is None or trainer.overfit_batches:
+            return 0  # overfitting wants the same batches each epoch
+        return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -243,20 +240,31 @@ class DataModule(pl.LightningDataModule):
             "collate_fn": collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.workers > 0,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": one_thread,
             # Each epoch's loader would draw a seed from the training's own random numbers.
             "generator": torch.Generator(),
         }
 
 
-def _one_thread(worker: int) -> None:
-    """OpenCV's threads would fight with the other workers for the cores."""
+def one_thread(worker: int) -> None:
+    """A worker's start: OpenCV's threads would fight with the other workers for the cores."""
     cv2.setNumThreads(0)
 
 
-def _find(
+def find_files(
     root: Path, split: Literal["train", "val"], annotations: str | None, images: str | None
 ) -> tuple[Path, Path]:
+    """The json and the picture folder of a set, as :class:`DataModule` looks for them.
+
+    Args:
+        root: folder that is looked through.
+        split: which set.
+        annotations: the json, named outright.
+        images: the picture folder, named outright.
+
+    Raises:
+        DataNotFoundError: one of them is not there.
+    """
     names = (f"instances_{split}2017.json", f"instances_{split}.json")
     jsons = [root / folder / name for folder in ("annotations", ".") for name in names]
     folders = [root / name for name in (f"{split}2017", split, "images")]

@@ -142,6 +142,12 @@ def test_broken_twice(root, tmp_path):
     assert first + second + third == whole
 
 
+def test_overfitting_sees_the_same_batches_again(root, tmp_path):
+    options = {"overfit_batches": 2, "limit_val_batches": 0, "max_steps": 6}
+    seen, _ = run(root, tmp_path, **options)
+    assert seen == seen[:2] * 3
+
+
 def test_other_data_than_before_are_told(root, tmp_path):
     _, last = run(root, tmp_path / "1", break_before=6)
     state = torch.load(last, weights_only=False)
@@ -161,6 +167,7 @@ class Place:
         progress = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
         self.fit_loop = SimpleNamespace(epoch_loop=progress)
         self.global_rank, self.world_size = rank, world_size
+        self.overfit_batches = 0
 
 
 def seen_by(root, place):
