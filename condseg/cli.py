@@ -44,6 +44,8 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one line: what is wrong, and the nearest right name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside of another, which knows where we are
+            super().error(message, ex)
         keys = {action.dest for action in self._actions}
         sys.stderr.write(f"error: {one_line(message, keys)}\n")
         raise SystemExit(2)
@@ -92,8 +94,8 @@ def _unknown_key(key: str, keys: Iterable[str]) -> str:
 def _nearest(name: str, names: Iterable[str]) -> str:
     """The most similar name; the last part counts first, for typos are seldom in two parts."""
     head, _, tail = name.rpartition(".")
-    brothers = {n.rpartition(".")[2]: n for n in names if n.rpartition(".")[0] == head}
-    near = difflib.get_close_matches(tail, brothers, 1)
+    brothers = {n.rpartition(".")[2].lower(): n for n in names if n.rpartition(".")[0] == head}
+    near = difflib.get_close_matches(tail.lower(), brothers, 1)
     found = [brothers[n] for n in near] or difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {found[0]}?" if found else ""
 
