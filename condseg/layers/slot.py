@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
@@ -300,9 +301,10 @@ def map_norm(norm: Norm, channels: int) -> nn.Module:
     return BatchNorm2d(channels) if norm == "batch" else pooled_norm(norm, channels)
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A context in which autocast does not touch the attention and the mixing of kernels."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def pool(x: Float[Tensor, "b c *s"], like: Tensor) -> Float[Tensor, "b c"]:

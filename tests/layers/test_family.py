@@ -187,6 +187,13 @@ def test_empty_batch(layer: str, geometry: str, training: bool) -> None:
 
 
 @layers
+def test_runs_without_memory(layer: str) -> None:
+    with torch.device("meta"):
+        dynamic, x = build(layer), torch.randn(2, 4, 7, 8)
+    assert dynamic(x).shape == (2, 6, 7, 8)
+
+
+@layers
 def test_state_dict_round_trip(layer: str) -> None:
     dynamic, x = build(layer).eval(), picture()
     set_temperature(dynamic, 13)
@@ -232,6 +239,7 @@ def test_compiles_in_one_graph(layer: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @layers
 @pytest.mark.usefixtures("_unchecked")
 def test_compiles_to_machine_code(layer: str) -> None:
