@@ -2,8 +2,9 @@
 
 Everything here is exact; what is chosen is only the order of the arithmetic. Measured on CPU, a
 grouped convolution with B*groups groups costs what one shared kernel costs (depthwise, 3x3 and
-5x5, forward and backward), and 1x1 kernels are fastest as a batched matrix product; looping over
-samples, unfolding, and summing over taps were all slower.
+5x5, forward and backward), and 1x1 kernels are fastest as a batched matrix product; unfolding and
+summing over taps were slower, and so was looping over samples, except for maps in channels_last
+on CPU, whose depthwise kernels are twice as fast and know no B*groups groups without a copy.
 
 B samples, E experts, C input channels, O output channels, *k the kernel's size, *s the map's.
 """
@@ -50,6 +51,9 @@ def conv_per_sample(
         y = conv(x, weight[0], None, stride, padding, dilation, groups)
     elif math.prod(weight.shape[3:]) == 1:
         y = _matmul_per_sample(x, weight, stride, padding, groups)
+    elif x.device.type == "cpu" and is_channels_last(x):
+        samples = zip(x.split(1), weight.unbind(), strict=True)
+        y = torch.cat([conv(s, w, None, stride, padding, dilation, groups) for s, w in samples])
     else:
         y = conv(
             x.reshape(1, batch * channels, *x.shape[2:]),
@@ -74,9 +78,21 @@ def _matmul_per_sample(
     if any(s != 1 for s in stride):
         x = x[(slice(None), slice(None), *(slice(None, None, s) for s in stride))]
     batch, out_channels, size = x.shape[0], weight.shape[1], x.shape[2:]
+    if groups == 1 and is_channels_last(x):
+        rows = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), weight.flatten(2).transpose(1, 2))
+        return rows.view(batch, *size, out_channels).permute(0, 3, 1, 2)
     x = x.reshape(batch * groups, x.shape[1] // groups, -1)
     weight = weight.reshape(batch * groups, out_channels // groups, -1)
     return torch.bmm(weight, x).view(batch, out_channels, *size)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a map lies in memory pixel by pixel (and not, as well, channel by channel)."""
+    return (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
 
 
 def mix(

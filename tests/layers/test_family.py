@@ -132,13 +132,16 @@ def test_gradcheck(layer: str, geometry: str, training: bool) -> None:
 
 
 @layers
-def test_channels_last(layer: str) -> None:
-    for geometry in ("3x3", "1x1", "depthwise"):
-        dynamic, x = build(layer, geometry).eval(), picture()
-        expected = dynamic(x)
-        last = dynamic.to(memory_format=torch.channels_last)
-        y = last(x.to(memory_format=torch.channels_last))
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+@geometries
+def test_channels_last(layer: str, geometry: str) -> None:
+    dynamic, x = build(layer, geometry).eval(), picture().requires_grad_()
+    expected = dynamic(x)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    dynamic.to(memory_format=torch.channels_last)
+    y = dynamic(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    (other,) = torch.autograd.grad(y.square().sum(), x)
+    torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-4)
 
 
 @layers
