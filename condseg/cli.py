@@ -200,7 +200,12 @@ class CommandLine(LightningCLI):
     Args:
         configs: folder with ``default.yaml`` and the files that go by their bare names.
         args: the words of the command line; None takes the process's own.
+
+    Attributes:
+        run_folder: where :meth:`fit` puts checkpoints, logs and pictures.
     """
+
+    run_folder: Path
 
     def __init__(self, configs: Path, args: Sequence[str] | None = None) -> None:
         restrict_parsing()
@@ -306,8 +311,8 @@ class CommandLine(LightningCLI):
         Raises:
             Stopped: a signal came; a checkpoint is left.
         """
-        folder = self.trainer.log_dir
-        rank_zero_info(f"run folder: {folder}")
+        self.run_folder = Path(str(self.trainer.log_dir))  # all ranks take part in asking
+        rank_zero_info(f"run folder: {self.run_folder}")
         handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.trainer.fit(
@@ -322,11 +327,6 @@ class CommandLine(LightningCLI):
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-    @property
-    def run_folder(self) -> Path:
-        """Where the run's checkpoints, logs and pictures are."""
-        return Path(str(self.trainer.log_dir))
 
     @property
     def _runs(self) -> Path:
@@ -381,6 +381,8 @@ def _hush() -> None:
     """What Lightning says that no user can act on: advertisements, its own use of old names."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # The figures are those of all ranks already.
+    warnings.filterwarnings("ignore", message=".*self.log\\('val/")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "Tip:" not in record.getMessage())
