@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def restore(path: str | os.PathLike[str], device: str | torch.device = "cpu") ->
         )
         categories = tuple(Category(**entry) for entry in recipe["categories"])
         sizes = int(recipe["short_side"]), int(recipe["max_long_side"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (ArgumentError, KeyError, TypeError, ValueError, RuntimeError) as error:
         lines = " ".join(str(error).split())
         raise ValueError(
             f"checkpoint {os.fspath(path)}: does not fit this version of condseg ({lines[:300]})"

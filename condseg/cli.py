@@ -312,7 +312,11 @@ class CommandLine(LightningCLI):
             Stopped: a signal came; a checkpoint is left.
         """
         self.run_folder = Path(str(self.trainer.log_dir))  # all ranks take part in asking
-        rank_zero_info(f"run folder: {self.run_folder}")
+        counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        rank_zero_info(
+            f"parameters: {sum(n for n, _ in counts):,}, of which "
+            f"{sum(n for n, trains in counts if trains):,} train\nrun folder: {self.run_folder}"
+        )
         handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             self.trainer.fit(

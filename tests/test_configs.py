@@ -53,7 +53,6 @@ def test_says_how_to_run_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the network is also built; networks of ImageNet's size take long on a small machine."""
     monkeypatch.setattr(CommandLine, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
     cli = CommandLine(tiny.CONFIGS, ["--config", name])

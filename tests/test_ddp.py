@@ -1,4 +1,4 @@
-"""Two processes are one: the same losses of the same global batches, the same AP to the last digit."""
+"""Two processes are one: the same losses of the same batches, the same AP to the last digit."""
 
 from __future__ import annotations
 
