@@ -52,6 +52,11 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: optimizer steps between two writings; what kill -9 may cost.
+
+    Attributes:
+        path: of the file.
+        signal: number of the one that came, or 0.
+        saved_step: optimizer steps at the last writing, -1 before the first.
     """
 
     def __init__(self, every_n_steps: int = 500) -> None:
@@ -59,8 +64,9 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_steps is {every_n_steps}; 1 or more is allowed")
         self.every_n_steps = every_n_steps
         self.path: Path | None = None
-        self._signal = 0
-        self._saved_step = -1
+        self.signal = 0
+        self.saved_step = -1
+        self._in_step = False
         self._random_states: list[dict[str, Any]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -77,9 +83,13 @@ class LastCheckpoint(Checkpoint):
             _set_random_states(self._random_states[rank])
             self._random_states = None
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._in_step = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._in_step = False
         if trainer.fit_loop._should_accumulate():
             return
         if 0 < trainer.max_steps <= trainer.global_step:
@@ -91,20 +101,31 @@ class LastCheckpoint(Checkpoint):
         if not validates and (asked or soon or step % self.every_n_steps == 0):
             self._save(trainer)
         if asked:
+            self.signal = asked
             # Lightning would log the step only after this hook.
             trainer._logger_connector.update_train_step_metrics()
             raise Stopped(asked)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        if self._signal and not trainer.sanity_checking:
-            raise Stopped(self._signal)
+        if self.signal and not trainer.sanity_checking:
+            raise Stopped(self.signal)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._saved_step != trainer.global_step:
+        if self.saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """The signal took the loader's workers, too, while the next batch was waited for."""
+        if not (self.signal and isinstance(exception, RuntimeError)):
+            return
+        between = trainer.training and not self._in_step and trainer.world_size == 1
+        if between and self.saved_step < trainer.global_step:
             self._save(trainer)
 
     def on_save_checkpoint(
@@ -124,7 +145,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         assert self.path is not None
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
 
     @staticmethod
     def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
@@ -143,8 +164,8 @@ class LastCheckpoint(Checkpoint):
 
     def _asked_on_any_rank(self, trainer: Trainer) -> int:
         if trainer.world_size == 1:
-            return self._signal
-        flag = torch.tensor(self._signal, device=trainer.strategy.root_device)
+            return self.signal
+        flag = torch.tensor(self.signal, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return int(flag)
 
@@ -155,7 +176,9 @@ class LastCheckpoint(Checkpoint):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self.signal = number
+        # Workers that the signal ended as well shall not end the step at hand by torch's handler.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -317,17 +317,20 @@ class CommandLine(LightningCLI):
             f"parameters: {sum(n for n, _ in counts):,}, of which "
             f"{sum(n for n, trains in counts if trains):,} train\nrun folder: {self.run_folder}"
         )
-        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        last: LastCheckpoint = self.config_init.last_checkpoint
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
         try:
             self.trainer.fit(
                 self.model, self.datamodule, ckpt_path=self._checkpoint, weights_only=True
             )
-        except Stopped:
+        except (Stopped, RuntimeError) as error:
+            if not last.signal:
+                raise
             rank_zero_info(
-                f"\nstopped after {self.trainer.global_step} steps; to go on:\n"
+                f"\nstopped; {last.path} is after {last.saved_step} steps; to go on:\n"
                 f"  {self._command()} --ckpt_path last"
             )
-            raise
+            raise Stopped(last.signal) from error
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

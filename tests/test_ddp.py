@@ -120,4 +120,4 @@ def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
     assert [job.returncode for job in jobs] == [128 + signal.SIGTERM] * 2, errors
     assert "Traceback" not in "".join(errors)
     steps = load(tmp_path / "tiny/version_0/checkpoints/last.ckpt")["global_step"]
-    assert f"stopped after {steps} steps" in errors[0]
+    assert f"is after {steps} steps" in errors[0]

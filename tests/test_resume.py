@@ -122,16 +122,17 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     same_end(data, tmp_path, whole)
 
 
-def test_ctrl_c_on_the_whole_group_of_processes(
-    unbroken: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_of_processes(
+    unbroken: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A terminal sends it to the loader's workers as well."""
+    """A terminal sends Ctrl-C to the loader's workers as well, ``timeout`` its SIGTERM."""
     data, whole = unbroken
     process = start(tiny.arguments(data, tmp_path, *LONG, "--data.workers=1"))
     wait_for_steps(tmp_path, 2, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert "--config tiny.yaml --ckpt_path last" in errors
     same_end(data, tmp_path, whole)
