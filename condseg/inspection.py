@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condseg.annotate import find_pictures
@@ -117,12 +118,14 @@ def _(layer: ODConv2d, x: Tensor) -> Tensor | None:
         kernel = kernel * found["filter"].unflatten(1, (layer.groups, -1, 1, 1))
     if "spatial" in found:
         kernel = kernel * found["spatial"][:, None, None, None]
-    return kernel
+    attended: Tensor = kernel
+    return attended
 
 
 @kernels.register(DynamicConv2d)
 def _(layer: DynamicConv2d, x: Tensor, guide: Tensor | None = None) -> Tensor | None:
-    return layer.kernels(x if guide is None else guide)
+    generated: Tensor = layer.kernels(x if guide is None else guide)
+    return generated
 
 
 @kernels.register(DynamicContextFilter2d)
@@ -143,7 +146,8 @@ def _(layer: DynamicDilatedFilter2d, x: Tensor, guide: Tensor) -> Tensor | None:
 
 @pixel_kernels.register(DynamicLocalFilter2d)
 def _(layer: DynamicLocalFilter2d, x: Tensor, guide: Tensor) -> Tensor | None:
-    return layer.filters(resize_like(guide, x)).unflatten(1, (layer.groups, -1))
+    by_channel: Tensor = layer.filters(resize_like(guide, x)).unflatten(1, (layer.groups, -1))
+    return by_channel
 
 
 KINDS = (
@@ -303,8 +307,8 @@ class Inspection:
     def table(self) -> str:
         """One line a layer."""
         head = ("layer", "kind", "change", *AXES, "alike", "in use")
-        lines = [head]
-        for layer, name in zip(self.layers, self.short_names(), strict=True):
+        lines: list[tuple[str, ...]] = [head]
+        for layer, name in zip(self.layers, short_names(self.layers), strict=True):
             percents = [layer.change, *map(layer.attention_change, AXES)]
             experts = layer.attentions.get("kernel")
             count = "" if experts is None else f" of {experts.shape[1]}"
@@ -327,13 +331,17 @@ class Inspection:
             for line in lines
         )
 
-    def short_names(self) -> list[str]:
-        """Names of the layers without the modules that all of them are inside of."""
-        parts = [layer.name.split(".") for layer in self.layers]
-        common = 0
-        while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
-            common += 1
-        return [".".join(p[common:]) for p in parts]
+
+def short_names(layers: Sequence[LayerRecord]) -> list[str]:
+    """Names of the layers without the modules that all of them are inside of."""
+    parts = [layer.name.split(".") for layer in layers]
+    common = 0
+    while all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    # A number alone says little: "blocks.0.conv", not "0.conv".
+    while common and any(p[common].isdigit() for p in parts):
+        common -= 1
+    return [".".join(p[common:]) for p in parts]
 
 
 def inspect(predictor: Predictor, inputs: Sequence[str], score: float = 0.4) -> Inspection:
@@ -350,8 +358,7 @@ def inspect(predictor: Predictor, inputs: Sequence[str], score: float = 0.4) -> 
     """
     if not 0 <= score <= 1:
         raise ValueError(f"score is {score}; 0..1 is allowed")
-    names = {id(m): n for n, m in predictor.network.named_modules() if isinstance(m, KINDS)}
-    if not names:
+    if not any(isinstance(module, KINDS) for module in predictor.network.modules()):
         raise ValueError(
             "the checkpoint's network is static: there is no dynamic layer to look at "
             "(model.network.backbone.conv and model.network.mask_filter make it dynamic)"
@@ -492,12 +499,12 @@ def _expert_cosines(layer: nn.Module) -> Float[np.ndarray, "e e"] | None:
     return (flat @ flat.T).cpu().numpy()
 
 
-def _change(mean: np.ndarray[Any, Any], energy: float) -> float:
+def _change(mean: NDArray[np.float64], energy: float) -> float:
     """mean |K_i - M|^2 / mean |K_i|^2, from M and from mean |K_i|^2."""
     return max(0.0, 1 - float((mean**2).sum()) / energy) if energy > 0 else 0.0
 
 
-def _spread(values: np.ndarray[Any, Any]) -> dict[str, float]:
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
     low, middle, high = np.percentile(values, (5, 50, 95))
     return {"p5": float(low), "median": float(middle), "p95": float(high)}
 

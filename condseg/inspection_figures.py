@@ -1,4 +1,4 @@
-"""Figures of an :class:`condseg.inspection.Inspection`; colours that the colour-blind tell apart."""
+"""Figures of an :class:`condseg.inspection.Inspection`, in colours that all people tell apart."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import cv2
 import numpy as np
 
 from condseg.data.images import read_image
-from condseg.inspection import AXES, Inspection, LayerRecord, PixelKernels, write_json
+from condseg.inspection import (
+    AXES,
+    Inspection,
+    LayerRecord,
+    PixelKernels,
+    short_names,
+    write_json,
+)
 from condseg.panels import (
     ORANGE,
     Colours,
     Image,
+    Numbers,
     blank,
     caption,
     column,
     diverging,
     fitted,
-    framed,
     grid,
     heat,
     row,
@@ -70,7 +77,7 @@ def write_figures(
 def layers_figure(inspection: Inspection) -> Image:
     """How much each layer's kernel and each of its attentions change from picture to picture."""
     columns = ("kernel changes", *(f"{axis} att." for axis in AXES), "experts alike")
-    names = [caption(n) for n in inspection.short_names()]
+    names = [caption(n) for n in short_names(inspection.layers)]
     wide, high = 106, 20
     blue_to_yellow = sequential(0, 1)
     lines = [row(blank(high, max(n.shape[1] for n in names)), *(_cell(c, wide) for c in columns))]
@@ -93,7 +100,9 @@ def layers_figure(inspection: Inspection) -> Image:
     many = len(inspection.pictures)
     return column(
         caption(f"How much changes from picture to picture ({many} of them)", 17),
-        caption("mean |K_i - M|^2 / mean |K_i|^2, M the mean: 0 % static, 100 % nothing in common; "),
+        caption(
+            "mean |K_i - M|^2 / mean |K_i|^2, M the mean: 0 % static, 100 % nothing in common; "
+        ),
         caption("bars are its root. Kernels of pixels: over the pixels. Alike: mean cosine."),
         blank(6, 1),
         *lines,
@@ -111,11 +120,8 @@ def _fixed(image: Image, width: int) -> Image:
 
 def attention_figure(inspection: Inspection, axis: str) -> Image:
     """One attention of every layer: over all pictures, and how each class departs from that."""
-    layers = [
-        (name, layer)
-        for name, layer in zip(inspection.short_names(), inspection.layers, strict=True)
-        if axis in layer.attentions
-    ]
+    attended = [layer for layer in inspection.layers if axis in layer.attentions]
+    layers = list(zip(short_names(attended), attended, strict=True))
     often = sorted(inspection.classes, key=lambda name: -len(inspection.classes[name]))
     shown = [name for name in inspection.classes if name in often[:MOST_CLASSES]]
     means = np.concatenate([layer.attentions[axis].mean(0) for _, layer in layers])
@@ -131,10 +137,11 @@ def attention_figure(inspection: Inspection, axis: str) -> Image:
         low, high = min(low, 0.0), max(high, 1.0)
     all_colours, class_colours = sequential(low, high), diverging(reach)
     draw = _taps if axis == "spatial" else _strips
+    colours = all_colours, class_colours
     panels = [
-        column(caption(_short(name)), draw(inspection, layer, axis, shown, all_colours, class_colours))
+        column(caption(_short(name)), draw(inspection, layer, axis, shown, colours))
         for name, layer in layers
-    ]  # fmt: skip
+    ]
     counts = ", ".join(f"{name} ({len(inspection.classes[name])})" for name in shown) or "none"
     order = {
         "spatial": "left: all pictures; then one square a class",
@@ -151,7 +158,7 @@ def attention_figure(inspection: Inspection, axis: str) -> Image:
         row(scale(all_colours, low, high, "mean over all pictures")),
         row(scale(class_colours, -reach, reach, "class minus all pictures")),
         blank(4, 1),
-        grid(panels, 3 if axis == "spatial" else 4, gap=18),
+        grid(panels, 3 if axis == "spatial" else 6, gap=18),
     )
 
 
@@ -160,17 +167,16 @@ def _strips(
     layer: LayerRecord,
     axis: str,
     shown: list[str],
-    all_colours: Colours,
-    class_colours: Colours,
+    colours: tuple[Colours, Colours],
 ) -> Image:
     mean = layer.attentions[axis].mean(0)
     order = np.arange(len(mean)) if axis == "kernel" else np.argsort(-mean)
     by_class = inspection.by_class(layer, axis)
-    wide = 160
-    lines = [row(heat(mean[None, order], all_colours, 14, wide), caption("all", 11), gap=4)]
+    wide = 150
+    lines = [row(heat(mean[None, order], colours[0], 14, wide), caption("all", 11), gap=4)]
     for name in shown:
         away = (by_class[name] - mean)[None, order]
-        lines.append(row(heat(away, class_colours, 14, wide), caption(name, 11), gap=4))
+        lines.append(row(heat(away, colours[1], 14, wide), caption(name, 11), gap=4))
     return column(*lines, gap=1)
 
 
@@ -179,17 +185,16 @@ def _taps(
     layer: LayerRecord,
     axis: str,
     shown: list[str],
-    all_colours: Colours,
-    class_colours: Colours,
+    colours: tuple[Colours, Colours],
 ) -> Image:
     mean = layer.attentions[axis].mean(0)
     by_class = inspection.by_class(layer, axis)
-    high, wide = layer.kernel_size[-2:] if len(layer.kernel_size) > 1 else (1, len(mean))
+    wide = layer.kernel_size[-1]
     squares = [
-        _tap_square(values.reshape(-1, wide), colours)
-        for values, colours in [
-            (mean, all_colours),
-            *((by_class[name] - mean, class_colours) for name in shown),
+        _tap_square(values.reshape(-1, wide), painted)
+        for values, painted in [
+            (mean, colours[0]),
+            *((by_class[name] - mean, colours[1]) for name in shown),
         ]
     ]
     labels = ["all", *shown]
@@ -197,7 +202,7 @@ def _taps(
     return row(*cells, gap=6)
 
 
-def _tap_square(values: np.ndarray, colours: Colours) -> Image:  # type: ignore[type-arg]
+def _tap_square(values: Numbers, colours: Colours) -> Image:
     return _edged(heat(values, colours, 39, 39))
 
 
@@ -209,15 +214,18 @@ def experts_figure(inspection: Inspection) -> Image:
     """Cosine between the kernels of each two experts of a layer."""
     colours = diverging(1.0)
     panels = []
-    for name, layer in zip(inspection.short_names(), inspection.layers, strict=True):
-        if layer.experts is None:
-            continue
+    mixed = [layer for layer in inspection.layers if layer.experts is not None]
+    for name, layer in zip(short_names(mixed), mixed, strict=True):
+        assert layer.experts is not None
         matrix = _edged(heat(layer.experts, colours, 84, 84))
-        note = f"mean {layer.likeness:.3f}"
+        apart = 1 - layer.likeness
+        note = f"mean {layer.likeness:.3f}" if apart > 0.01 else f"mean 1 - {apart:.0e}"
         panels.append(column(caption(_short(name, 20), 12), matrix, caption(note, 12), gap=1))
     return column(
         caption("How alike the experts' kernels are: cosine of each two", 17),
-        caption("1 where experts are the same (as they begin), 0 where they have nothing in common"),
+        caption(
+            "1 where experts are the same (as they begin), 0 where they have nothing in common"
+        ),
         scale(colours, -1, 1),
         blank(4, 1),
         grid(panels, 6),
@@ -260,7 +268,7 @@ def pixels_figure(inspection: Inspection, picture: int) -> Image:
     return column(title, *lines, row(*bars))
 
 
-def _limits(maps: list[np.ndarray]) -> tuple[float, float]:  # type: ignore[type-arg]
+def _limits(maps: list[Numbers]) -> tuple[float, float]:
     values = np.concatenate([m.ravel() for m in maps])
     low, high = np.percentile(values, (1, 99))
     return float(low), float(max(high, low + 1e-9))
@@ -294,13 +302,3 @@ def _wrapped(text: str, most: int) -> list[Image]:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return [caption(line) for line in lines]
-
-
-__all__ = [
-    "attention_figure",
-    "experts_figure",
-    "framed",
-    "layers_figure",
-    "pixels_figure",
-    "write_figures",
-]

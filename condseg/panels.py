@@ -29,7 +29,8 @@ def sequential(low: float, high: float) -> Colours:
         steps = np.clip((values - low) / span * 255 + 0.5, 0, 255).astype(np.uint8)
         shape = (-1, 1)
         coloured = cv2.applyColorMap(steps.reshape(shape), cv2.COLORMAP_VIRIDIS)
-        return coloured[..., ::-1].reshape(*values.shape, 3)
+        image: Image = coloured[..., ::-1].reshape(*values.shape, 3)
+        return image
 
     return colours
 
@@ -40,7 +41,8 @@ def diverging(reach: float) -> Colours:
     def colours(values: Numbers) -> Image:
         part = np.clip(values / max(reach, 1e-12), -1, 1)[..., None]
         end = np.where(part < 0, np.array(BLUE), np.array(ORANGE))
-        return (255 + np.abs(part) * (end - 255.0)).astype(np.uint8)
+        image: Image = (255 + np.abs(part) * (end - 255.0)).astype(np.uint8)
+        return image
 
     return colours
 
@@ -52,7 +54,8 @@ def heat(values: Numbers, colours: Colours, height: int, width: int) -> Image:
             parts = np.array_split(values, room, axis=axis)
             values = np.concatenate([p.mean(axis, keepdims=True) for p in parts], axis=axis)
     size = (width, height)
-    return cv2.resize(colours(values), size, interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+    image: Image = cv2.resize(colours(values), size, interpolation=cv2.INTER_NEAREST)
+    return image
 
 
 def caption(text: str, size: int = 13, colour: tuple[int, int, int] = BLACK) -> Image:
@@ -114,7 +117,8 @@ def fitted(image: Image, width: int) -> Image:
     """A photograph at that width."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
     method = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=method).astype(np.uint8)
+    resized: Image = cv2.resize(image, (width, height), interpolation=method)
+    return resized
 
 
 def blank(height: int, width: int) -> Image:
