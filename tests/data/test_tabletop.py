@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 ROOT = Path(__file__).parents[2]
 TABLETOP = ROOT / "condseg" / "data" / "tabletop"
 TOOL = ROOT / "tools" / "make_tabletop.py"
-SIZES = {"train": 192, "val": 48}
+SIZES = {"train": 240, "val": 48}
 CLASSES = ("ball", "bottle", "bowl", "box", "brick", "can", "donut", "mug")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -57,7 +57,7 @@ def test_masks_fit_the_picture_and_do_not_overlap(coco, split):
         for annotation in coco.imgToAnns[image_id]:
             mask = coco.annToMask(annotation)
             assert mask.shape == size
-            assert mask.sum() == annotation["area"] >= 60
+            assert mask.sum() == annotation["area"] >= 120
             y, x = np.nonzero(mask)
             box = [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
             assert annotation["bbox"] == box

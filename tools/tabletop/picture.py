@@ -16,7 +16,7 @@ from tabletop.world import MAX_OVERLAP, World, populate
 
 SPLITS = ("train", "val")
 SUPERSAMPLE = 2
-MIN_VISIBLE = 60  # pixels of the finished picture; a thing showing less is taken out of the scene
+MIN_VISIBLE = 120  # pixels of the finished picture; a thing showing less is taken out of the scene
 KEY_SAMPLES, DOME_SAMPLES, SHADOW_SIZE = 10, 20, 256
 
 
@@ -232,9 +232,14 @@ def draw(world: World, camera: Camera, rng: Rng) -> Picture:
 
 
 def prune(world: World, camera: Camera) -> bool:
-    """Take out what shows too little until every thing left can be annotated; false if few stay."""
+    """Take out what shows too little until every thing left can be annotated.
+
+    False if few stay, or one is so near that the camera would look into it.
+    """
     while len(world.things) >= 2:
-        small, _ = halve_ids(*world.render(camera))
+        small, depth = halve_ids(*world.render(camera))
+        if depth.min() < 1.15 * camera.near_far[0]:
+            return False
         faint = [b for b in world.things if (small == b).sum() < MIN_VISIBLE]
         if not faint:
             return True
@@ -252,7 +257,7 @@ def make_scene(seed: int, split: str, index: int, width: int, height: int) -> Pi
         with tempfile.TemporaryDirectory() as folder:
             world = World(Path(folder))
             try:
-                count = int(rng.integers(4, 13))
+                count = min(2 + int(rng.poisson(4.5)), 12)
                 camera = choose_camera(rng, width * SUPERSAMPLE, height * SUPERSAMPLE, count)
                 if populate(world, rng, count) and prune(world, camera):
                     return draw(world, camera, rng)

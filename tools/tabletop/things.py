@@ -45,7 +45,7 @@ def turned(decoration: Callable[[Array, Array], Array], radius: float) -> Paint:
 
 
 def ball(rng: Rng) -> Thing:
-    r = rng.uniform(0.26, 0.50)
+    r = rng.uniform(0.32, 0.50)
     t = np.linspace(0, math.pi, 32)
     a, b, c = colours(rng, 3)
     kind = rng.choice(["plain", "beach", "band", "marble", "dots"])
@@ -180,7 +180,7 @@ def box(rng: Rng) -> Thing:
 
 
 def brick(rng: Rng) -> Thing:
-    unit = rng.uniform(0.19, 0.30)
+    unit = rng.uniform(0.24, 0.34)
     nx, ny = int(rng.integers(2, 5)), int(rng.integers(1, 3))
     h = unit * rng.choice([1.2, 1.2, 0.6])
     half = np.array([nx * unit / 2, ny * unit / 2, h / 2])
