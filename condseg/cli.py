@@ -14,8 +14,9 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -303,6 +304,8 @@ class CommandLine(LightningCLI):
             kwargs["plugins"].append(SyncBatchNorm())
         if config.logger in (None, True):
             kwargs["logger"] = self._loggers()
+        if config.precision is None:
+            kwargs["precision"] = fast_precision(config.accelerator)
         return super().instantiate_trainer(**kwargs)
 
     def fit(self) -> None:
@@ -393,6 +396,19 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def fast_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
+    """bfloat16 where the machine has instructions for it (twice as fast, and half the memory).
+
+    Args:
+        accelerator: as the trainer takes it, "auto", "cpu", "gpu", ...
+    """
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
 
 
 def find_checkpoint(asked: str | None, runs: Path, command: str = "") -> Path | None:

@@ -16,6 +16,7 @@ CONFIGS = REPOSITORY / "configs"
 CATEGORIES = [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
 
 NETWORK = """
+trainer: {precision: 32-true}
 model:
   network:
     backbone:
