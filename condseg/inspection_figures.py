@@ -79,7 +79,7 @@ def layers_figure(inspection: Inspection) -> Image:
     columns = ("kernel changes", *(f"{axis} att." for axis in AXES), "experts alike")
     names = [caption(n) for n in short_names(inspection.layers)]
     wide, high = 106, 20
-    blue_to_yellow = sequential(0, 1)
+    blue_to_yellow = sequential(0.0, 1.0)
     lines = [row(blank(high, max(n.shape[1] for n in names)), *(_cell(c, wide) for c in columns))]
     for layer, name in zip(inspection.layers, names, strict=True):
         values = [layer.change, *map(layer.attention_change, AXES), layer.likeness]
@@ -90,7 +90,7 @@ def layers_figure(inspection: Inspection) -> Image:
                 cells.append(blank(high, wide))
                 continue
             # The root brings out small changes; a cosine is drawn as it is.
-            height = math.sqrt(max(value, 0)) if i < len(values) - 1 else max(value, 0)
+            height = math.sqrt(max(value, 0.0)) if i < len(values) - 1 else max(value, 0.0)
             bar = blank(high, 40)
             bar[3:-3] = 235
             bar[3:-3, : max(1, round(40 * min(height, 1)))] = blue_to_yellow(np.array([[height]]))
@@ -226,7 +226,7 @@ def experts_figure(inspection: Inspection) -> Image:
         caption(
             "1 where experts are the same (as they begin), 0 where they have nothing in common"
         ),
-        scale(colours, -1, 1),
+        scale(colours, -1.0, 1.0),
         blank(4, 1),
         grid(panels, 6),
     )
@@ -243,8 +243,8 @@ def pixels_figure(inspection: Inspection, picture: int) -> Image:
     far = max(1e-9, max(float(np.percentile(k.departure, 99)) for k in mine))
     maps = (
         ("energy of the kernel", "energy", sequential(low, high), low, high),
-        ("share of its energy beside the centre", "beside", sequential(0, 1), 0.0, 1.0),
-        ("departure from the picture's mean kernel", "departure", sequential(0, far), 0.0, far),
+        ("share of its energy beside the centre", "beside", sequential(0.0, 1.0), 0.0, 1.0),
+        ("departure from the picture's mean kernel", "departure", sequential(0.0, far), 0.0, far),
     )
     head = [_fixed(caption("centre of mass of the taps"), wide)]
     head += [_fixed(caption(title), wide) for title, *_ in maps]

@@ -66,6 +66,11 @@ def colour_input(path: Path, width: int = 160) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
 
 
+def normalised(path: Path) -> Tensor:
+    """The same about zero, so that attentions differ between pictures as in a network."""
+    return (colour_input(path) - 0.45) / 0.1
+
+
 def oriented(number: int, size: int = 7) -> Tensor:
     """(number, 3, size, size) edge filters, one an orientation."""
     at = torch.linspace(-1, 1, size)
@@ -92,7 +97,9 @@ def strip(values: Tensor, low: float, high: float, width: int = 220, height: int
 def response(values: Tensor) -> Image:
     array = values.detach().double().numpy()
     height = round(WIDE * array.shape[0] / array.shape[1])
-    return heat(array, diverging(float(np.percentile(np.abs(array), 99.5))), height, WIDE)
+    array = array / np.percentile(np.abs(array), 99.5)
+    # Steps of a twelfth are not seen, and make the file small.
+    return heat(np.round(12 * array) / 12, diverging(1.0), height, WIDE)
 
 
 def experts_line(weight: Tensor) -> Image:
@@ -101,15 +108,17 @@ def experts_line(weight: Tensor) -> Image:
 
 @torch.no_grad()
 def condconv() -> Image:
-    layer = layers.CondConv2d(3, 1, 7, padding=3, bias=False, num_experts=8).eval()
+    layer = layers.CondConv2d(
+        3, 1, 7, padding=3, bias=False, padding_mode="replicate", num_experts=8
+    ).eval()
     layer.weight.copy_(oriented(8)[:, None])
-    layer.routing_fn.weight.mul_(25)
+    layer.routing_fn.weight.mul_(5)
     widths = (WIDE, 200, 90, WIDE)
     titles = ("picture", "routing weights (0 to 1)", "its kernel", "what it gives")
     lines = [experts_line(layer.weight), blank(4, 1)]
     lines.append(row(*(_to(caption(t), w) for t, w in zip(titles, widths, strict=True)), gap=16))
     for path in PICTURES:
-        x = colour_input(path)
+        x = normalised(path)
         routing = layer.routing_weights(x)[0]
         kernel = torch.einsum("e,ehw->hw", routing, layer.weight[:, 0, 0])
         cells = (
@@ -130,13 +139,13 @@ def _to(image: Image, width: int) -> Image:
 def dyconv() -> Image:
     layer = layers.DyConv2d(3, 1, 7, padding=3, bias=False, num_experts=4).eval()
     layer.weight.copy_(oriented(4)[:, None])
-    layer.attention.fc2.weight.mul_(60)
+    layer.attention.fc2.weight.mul_(20)
     lines = [experts_line(layer.weight), blank(4, 1)]
     widths = (WIDE, 120, 120, 120)
     titles = ("picture", "temperature 30", "5", "1")
     lines.append(row(*(_to(caption(t), w) for t, w in zip(titles, widths, strict=True)), gap=16))
     for path in PICTURES:
-        x = colour_input(path)
+        x = normalised(path)
         cells = [fitted(read_image(path), WIDE)]
         for temperature in (30.0, 5.0, 1.0):
             shares = layer.attention(x, torch.tensor(temperature))[0]
@@ -149,10 +158,10 @@ def dyconv() -> Image:
 @torch.no_grad()
 def dynet() -> Image:
     layer = layers.DyNetConv2d(3, 24, 3, padding=1, num_experts=4).eval()
-    layer.coefficient_fn.weight.mul_(12)
+    layer.coefficient_fn.weight.mul_(4)
     lines = [caption("coefficients: 4 experts (rows) x 24 output channels (columns)")]
     for path in PICTURES:
-        c = layer.coefficients(colour_input(path))[0]
+        c = layer.coefficients(normalised(path))[0]
         lines.append(row(fitted(read_image(path), WIDE), strip(c, 0, 1, 480, 112), gap=16))
     key = row(caption("0"), strip(torch.linspace(0, 1, 100), 0, 1, 120, 14), caption("1"))
     return column(*lines, key, gap=8)
@@ -165,10 +174,10 @@ def odconv() -> Image:
     heads = layer.attention
     for head in (heads.channel_fc, heads.filter_fc, heads.spatial_fc, heads.kernel_fc):
         assert head is not None
-        head.weight.mul_(8)
+        head.weight.mul_(0.7)
     lines = []
     for path in PICTURES:
-        a = layer.attention(colour_input(path), layer.temperature)
+        a = layer.attention(normalised(path), layer.temperature)
         assert a.kernel is not None
         assert a.filter is not None
         assert a.spatial is not None
@@ -182,10 +191,10 @@ def odconv() -> Image:
         mixed = torch.einsum("e,eochw->ochw", a.kernel[0], layer.weight)
         mixed = mixed * a.channel[0][:, None, None] * a.spatial[0].view(7, 7)
         mixed = mixed * a.filter[0][:, None, None, None]
-        reach = float(mixed.abs().max())
-        kernels = row(*(square(mixed[0, c], reach, 70) for c in range(3)))
+        first = mixed[int(a.filter[0].argmax())]
+        kernels = row(*(square(k, float(first.abs().max()), 70) for k in first))
         right = column(caption("positions (7 x 7)"), taps)
-        result = column(caption("first output channel's kernel (R, G, B)"), kernels)
+        result = column(caption("strongest output channel's kernel (R, G, B)"), kernels)
         photograph = fitted(read_image(path), WIDE)
         lines.append(row(photograph, column(*strips, gap=6), right, result, gap=18))
     key = row(caption("0"), strip(torch.linspace(0, 1, 100), 0, 1, 120, 14), caption("1"))
@@ -194,13 +203,16 @@ def odconv() -> Image:
 
 def steer(steps: int = 400) -> layers.DynamicConv2d:
     """A layer that learns the derivative in the direction of an angle."""
-    layer = layers.DynamicConv2d(1, 1, 7, padding=3, bias=False, guide_channels=2)
+    layer = layers.DynamicConv2d(
+        1, 1, 7, padding=3, bias=False, padding_mode="replicate", guide_channels=2
+    )
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
     basis = oriented(2)[:, :1]  # along x, along y
     for _ in range(steps):
         x, angle = torch.randn(16, 1, 15, 15), torch.rand(16) * 2 * math.pi
         guide = torch.stack((angle.cos(), angle.sin()), 1)
-        target = (F.conv2d(x, basis, padding=3) * guide[..., None, None]).sum(1, keepdim=True)
+        maps = F.conv2d(F.pad(x, (3, 3, 3, 3), mode="replicate"), basis)
+        target = (maps * guide[..., None, None]).sum(1, keepdim=True)
         loss = F.mse_loss(layer(x, guide), target)
         optimizer.zero_grad()
         loss.backward()
@@ -216,20 +228,20 @@ def dfn_steered() -> Image:
         angle = torch.tensor(math.radians(degrees))
         guide = torch.stack((angle.cos(), angle.sin()))[None]
         with torch.no_grad():
-            kernel, y = layer.kernels(guide)[0, 0], layer(picture, guide)[0, 0]
+            kernel, y = layer.kernels(guide)[0, 0, 0], layer(picture, guide)[0, 0]
         cells.append(column(caption(f"{degrees} degrees"), square(kernel), response(y)))
     return row(fitted(read_image(PICTURES[0]), WIDE), *cells[:3], *cells[3:])
 
 
 def dfn_local() -> Image:
-    size, reach = 128, 10
+    size, reach = 128, 8
     pixels = fitted(read_image(PICTURES[0]), size)
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     height, width = x.shape[-2:]
     at = torch.meshgrid(
         torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij"
     )
-    angle = math.radians(12)
+    angle = math.radians(7)
     y0 = at[0] * math.cos(angle) - at[1] * math.sin(angle)
     x0 = at[0] * math.sin(angle) + at[1] * math.cos(angle)
     dy, dx = (y0 - at[0]).clamp(-reach, reach), (x0 - at[1]).clamp(-reach, reach)
@@ -284,9 +296,10 @@ def hdfnet() -> Image:
     for dilation in (1, 3, 5):
         branch = layers.DynamicDilatedFilter2d(1, 3, 1, dilation=dilation).train()
         kernels = branch.kernels(guide)[0, 0]
-        reach = float(kernels.abs().max()) * 0.8
-        drawn = np.ascontiguousarray(canvas)
-        for cy, cx in ((9, 22), (23, 12), (22, 33)):
+        places = ((9, 22), (23, 12), (22, 33))
+        reach = max(float(kernels[:, y, x].abs().max()) for y, x in places)
+        drawn = canvas.copy()
+        for cy, cx in places:
             for tap in range(9):
                 i, j = cy + dilation * (tap // 3 - 1), cx + dilation * (tap % 3 - 1)
                 value = np.array([[float(kernels[tap, cy, cx])]])

@@ -223,7 +223,7 @@ def machine_line(facts: dict[str, Any], shape: dict[str, int]) -> str:
 
 
 def _times(mine: float, theirs: float) -> str:
-    return f"{mine / theirs:.2f}x"
+    return f"{mine / theirs:.2f}x" if mine else "none"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
