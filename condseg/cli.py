@@ -393,6 +393,8 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # The figures are those of all ranks already.
     warnings.filterwarnings("ignore", message=".*self.log\\('val/")
+    # Frozen parts of the backbone stay in eval mode, as they should.
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     log.addFilter(lambda record: "Tip:" not in record.getMessage())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ class FPN(nn.Module):
             up = F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
             merged[i - 1] = merged[i - 1] + up
         maps = [conv(f) for conv, f in zip(self.output, merged, strict=True)]
-        maps.append(self.p6(maps[-1]))
-        maps.append(self.p7(F.relu(maps[-1])))
+        # Full precision: torch 2.11's bfloat16 weight gradient on 1x1 maps is undefined on the CPU.
+        with torch.autocast(maps[-1].device.type, enabled=False):
+            maps.append(self.p6(maps[-1].to(self.p6.weight.dtype)))
+            maps.append(self.p7(F.relu(maps[-1])))
         return maps
