@@ -113,6 +113,7 @@ def test_a_users_error_is_one_line_and_code_2(monkeypatch, capsys, args, said):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(tmp_path, monkeypatch):
     shape = ("--channels", 8, "--size", 6, "--batch", 2, "--instances", 3, "--rounds", 2)
     run(monkeypatch, "layers", *shape, "--output", tmp_path, "--device", "cuda")

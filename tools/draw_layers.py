@@ -258,9 +258,9 @@ def dfn_local() -> Image:
     ]
     grid = column(*(row(*shown[k : k + 3], gap=4) for k in (0, 3, 6)), gap=4)
     return row(
-        column(caption("picture"), fitted(pixels, 256)),
+        column(caption("picture"), fitted(pixels, 200)),
         column(caption("filters at nine places"), grid),
-        column(caption("filtered"), fitted(turned, 256)),
+        column(caption("filtered"), fitted(turned, 200)),
         gap=18,
     )
 

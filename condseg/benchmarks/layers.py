@@ -80,7 +80,7 @@ def candidates(
     """
     torch.manual_seed(0)
     x, guide = (torch.randn(batch, channels, size, size, device=device) for _ in range(2))
-    slot = partial(dict, kernel_size=kernel_size, padding=kernel_size // 2)
+    window = {"kernel_size": kernel_size, "padding": kernel_size // 2}
     slots: dict[str, Callable[..., nn.Module]] = {
         BASE: nn.Conv2d,
         "CondConv2d": layers.CondConv2d,
@@ -97,7 +97,7 @@ def candidates(
     }
     made = []
     for name, kind in slots.items():
-        module = kind(channels, channels, **slot()).to(device)
+        module = kind(channels, channels, **window).to(device)
         made.append(Candidate(name, module, (x,), BASE, module))
     for name, kind in guided.items():
         module = kind(channels, channels, channels).to(device)
@@ -222,7 +222,7 @@ def machine_line(facts: dict[str, Any], shape: dict[str, int]) -> str:
     )
 
 
-def _times(mine: float, theirs: float) -> str:
+def _times(mine: int, theirs: int) -> str:
     return f"{mine / theirs:.2f}x" if mine else "none"
 
 

@@ -59,7 +59,8 @@ def ratio_plot(
     low, high = np.log2([min([*values, 0.9]) / 1.2, max([*values, 2.0]) * 1.2])
 
     def place(value: float) -> int:
-        return round((np.log2(max(value, 1e-9)) - low) / (high - low) * (PLOT_WIDTH - 1))
+        part = (np.log2(max(value, 1e-9)) - low) / (high - low)
+        return round(float(part) * (PLOT_WIDTH - 1))
 
     labels = [caption(name) for name in names]
     left = max(label.shape[1] for label in labels)
