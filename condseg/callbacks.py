@@ -23,7 +23,7 @@ from torch import Tensor
 from condseg.data.images import read_image
 from condseg.layers import set_temperature
 from condseg.structures import Batch
-from condseg.visualize import draw
+from condseg.visualize import draw, legible_scale
 
 
 class Stopped(SystemExit):
@@ -348,7 +348,7 @@ class ValidationPictures(Callback):
         score: detections below it are left out of the drawing.
     """
 
-    def __init__(self, count: int = 4, score: float = 0.3) -> None:
+    def __init__(self, count: int = 4, score: float = 0.45) -> None:
         if count < 0:
             raise ValueError(f"count is {count}; 0 or more is allowed")
         self.count = count
@@ -378,7 +378,9 @@ class ValidationPictures(Callback):
         names = [category.name for category in data.categories]
         pairs = list(zip(batch.infos, outputs["detections"], strict=True))
         for info, found in pairs[: self.count - self._drawn]:
-            picture = draw(read_image(info.file_name), found, names, self.score)
+            image = read_image(info.file_name)
+            scale = legible_scale(*image.shape[:2])
+            picture = draw(image, found, names, self.score, scale=scale)
             folder = self._folder / f"step_{trainer.global_step:06d}"
             folder.mkdir(parents=True, exist_ok=True)
             name = Path(info.file_name).stem

@@ -1,7 +1,11 @@
-"""Shapes and types are checked in every test: jaxtyping's annotations, enforced by beartype."""
+"""Shapes and types are checked in every test: jaxtyping's annotations, enforced by beartype.
+
+One thread, also in what tests start: sums are then the same to the last digit in every process.
+"""
 
 import os
 
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from jaxtyping import install_import_hook
