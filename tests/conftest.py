@@ -8,6 +8,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import torch
 from jaxtyping import install_import_hook
 
+torch.set_num_threads(1)
 install_import_hook("condseg", "beartype.beartype")
