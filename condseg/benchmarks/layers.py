@@ -210,10 +210,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 def machine_line(facts: dict[str, Any], shape: dict[str, int]) -> str:
+    busy = ", a busy machine" if facts["load_average_1min"] > facts["cores"] / 2 else ""
     gpu = f"{facts['gpu']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
     return (
         f"{gpu}{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; "
-        f"load average at the start {facts['load_average_1min']:g}; "
+        f"load average at the start {facts['load_average_1min']:g}{busy}; "
         f"torch {facts['torch']}, Python {facts['python']}, condseg {facts['condseg']}. "
         f"{shape['batch']} pictures of {shape['size']} x {shape['size']}, {shape['channels']} "
         f"channels, kernel {shape['kernel_size']} x {shape['kernel_size']}; mask heads: "
