@@ -1,6 +1,6 @@
 """Make the "tabletop" sample set: household things on a ground, with masks and depth.
 
-    python tools/make_tabletop.py OUT --train 240 --val 48 --seed 0
+    python tools/make_tabletop.py OUT --train 336 --val 48 --seed 0
 
 Bullet lets the things fall and settle; its CPU rasteriser says which thing and what distance every
 pixel sees. Shape, colour, texture and light are made here from numbers alone, so the pictures are
@@ -127,14 +127,14 @@ def write_split(args: argparse.Namespace, split: str, count: int) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     parser.add_argument("out", type=Path, help="folder to fill; made when it is not there")
-    parser.add_argument("--train", type=int, default=240, help="training pictures (default 240)")
+    parser.add_argument("--train", type=int, default=336, help="training pictures (default 336)")
     parser.add_argument("--val", type=int, default=48, help="validation pictures (default 48)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another set (default 0)")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(320, 240), metavar=("WIDTH", "HEIGHT")
     )
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
-    parser.add_argument("--quality", type=int, default=88, help="of the JPEG files (default 88)")
+    parser.add_argument("--quality", type=int, default=82, help="of the JPEG files (default 82)")
     args = parser.parse_args(argv)
     for name, low, high in (
         ("train", 0, 1_000_000),

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 ROOT = Path(__file__).parents[2]
 TABLETOP = ROOT / "condseg" / "data" / "tabletop"
 TOOL = ROOT / "tools" / "make_tabletop.py"
-SIZES = {"train": 240, "val": 48}
+SIZES = {"train": 336, "val": 48}
 CLASSES = ("ball", "bottle", "bowl", "box", "brick", "can", "donut", "mug")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

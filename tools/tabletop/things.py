@@ -139,8 +139,7 @@ def bowl(rng: Rng) -> Thing:
     for i, j in pairwise((0, 3, 7, 13)):
         section = np.concatenate([outer[[i, j]], outer[[j, i]] - (wall, -wall * 0.4)]) - (0, h / 2)
         hulls += ring_hulls(section)
-    tilts = (0, 0, 0, 0, math.pi)
-    return Thing("bowl", revolve(profile), hulls, paint, rng.uniform(0.2, 0.9), tilts)
+    return Thing("bowl", revolve(profile), hulls, paint, rng.uniform(0.2, 0.9))
 
 
 def box(rng: Rng) -> Thing:
@@ -300,7 +299,7 @@ def mug(rng: Rng) -> Thing:
     hulls = ring_hulls(section) + solid_hulls(np.array([[low, -h / 2], [low, wall * 1.5 - h / 2]]))
     bends = pairwise(range(0, 28, 3))
     hulls += [tube(path[[i, j]], across, thick * 1.3, thick, 6).vertices for i, j in bends]
-    tilts = (0, 0, 0, 0, math.pi / 2, math.pi)
+    tilts = (0, 0, 0, 0, math.pi / 2)
     return Thing("mug", revolve(profile) + handle, hulls, paint, rng.uniform(0.3, 1.0), tilts)
 
 

@@ -77,7 +77,7 @@ def choose_camera(rng: Rng, width: int, height: int, count: int) -> Camera:
     """A view of the middle of the ground that `count` things about fill."""
     fov, azimuth = rng.uniform(32, 58), rng.uniform(0, 2 * math.pi)
     elevation = math.radians(rng.uniform(22, 65))
-    frame = rng.uniform(0.95, 1.35) * (0.8 + 0.22 * math.sqrt(count))  # half height seen, in units
+    frame = rng.uniform(0.88, 1.2) * (0.8 + 0.22 * math.sqrt(count))  # half height seen, in units
     distance = frame / math.tan(math.radians(fov) / 2)
     target = np.array([*rng.uniform(-0.25, 0.25, 2), rng.uniform(0.15, 0.5)])
     roll = np.array([*rng.uniform(-0.05, 0.05, 2), 1.0])
