@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -32,8 +34,8 @@ class _SumOverRanks(Function):
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
-    y: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
-    return y
+    apply: Callable[[Tensor], Tensor] = _SumOverRanks.apply  # typed in some versions of torch only
+    return apply(x)
 
 
 def global_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
