@@ -267,11 +267,9 @@ def dynamic_mask_head(case: Case) -> None:
         case.check("out.dice_per_instance", dice, rel=1e-5)
         case.check("out.loss_mask", dice.mean(), rel=1e-5)
         of_dice = torch.autograd.grad(dice.mean(), [features, params])
-        # Above ten instances a flipped ReLU moves single elements, so the L2 norm judges.
-        norm = "l2" if len(params) > 10 else "max"
         for name, gradient, dice_gradient in zip(inputs, gradients, of_dice, strict=True):
-            case.check(f"grad_in.{name}", gradient, rel=1e-4, norm=norm)
-            case.check(f"grad_dice.{name}", dice_gradient, rel=1e-4, norm=norm)
+            case.check(f"grad_in.{name}", gradient, rel=1e-4)
+            case.check(f"grad_dice.{name}", dice_gradient, rel=1e-4)
 
 
 RENAMED = {"seg_head": "semantic_tower", "logits": "semantic_logits"}
