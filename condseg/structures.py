@@ -120,7 +120,8 @@ class DensePredictions:
         class_logits: (B, L, K), levels in order, row-major inside a level.
         ltrb: (B, L, 4) distances to left, top, right, bottom, in strides of the level.
         centerness_logits: (B, L).
-        controller_features: one (B, C, h, w) map a level, the controller's input.
+        controller_features: one (B, C, h, w) map a level, the controller's input (its output, in
+            the head's reference form).
         mask_features: (B, Cm, H/8, W/8).
         semantic_logits: (B, K, H/8, W/8), only in training with the semantic loss.
     """

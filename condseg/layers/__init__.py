@@ -12,6 +12,7 @@ from condseg.layers.hdfnet import (
     DynamicDilatedPyramid2d,
     hybrid_enhanced_loss,
 )
+from condseg.layers.implementation import Implementation, set_implementation
 from condseg.layers.odconv import ODConv1d, ODConv2d, ODConv3d
 from condseg.layers.slot import ConvFactory, ConvSlot, set_temperature
 
@@ -33,10 +34,12 @@ __all__ = [
     "DynamicDilatedPyramid2d",
     "DynamicLocalFilter2d",
     "DynamicMultiScaleFilter2d",
+    "Implementation",
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
     "hybrid_enhanced_loss",
+    "set_implementation",
     "set_temperature",
     "to_dynamic",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers.implementation import Implementation
 from condseg.layers.per_sample import conv_per_sample, filter_locally
 from condseg.layers.slot import (
     ConvSlot,
@@ -30,6 +31,7 @@ def dynamic_local_filter(
     kernel_size: tuple[int, int],
     mode: Mode = "shared",
     dilation: int = 1,
+    implementation: Implementation = "fast",
 ) -> Float[Tensor, "b o h w"]:
     """Filter every position of x with its own filter (dynamic local filtering layer).
 
@@ -40,6 +42,7 @@ def dynamic_local_filter(
             filtered channels are summed.
         kernel_size: (height, width), odd.
         dilation: distance of neighbouring taps in pixels.
+        implementation: "fast", or "reference", which unfolds the map.
 
     Shape:
         (B, C, H, W) and (B, F, H, W) -> (B, C, H, W), or (B, 1, H, W) for ``"joint"``.
@@ -56,7 +59,8 @@ def dynamic_local_filter(
         raise ValueError(
             f"filters: {filters.shape[1]} channels, mode {mode!r} needs {groups * taps}"
         )
-    y = filter_locally(x, filters.unflatten(1, (groups, taps)), kernel_size, dilation)
+    by_tap = filters.unflatten(1, (groups, taps))
+    y = filter_locally(x, by_tap, kernel_size, dilation, implementation)
     return y.sum(1, keepdim=True) if mode == "joint" else y
 
 
@@ -112,6 +116,8 @@ class DynamicLocalFilter2d(nn.Module):
         De Brabandere et al., "Dynamic Filter Networks", section 3.2.
     """
 
+    implementation: Implementation = "fast"
+
     def __init__(
         self,
         in_channels: int,
@@ -155,7 +161,9 @@ class DynamicLocalFilter2d(nn.Module):
     ) -> Float[Tensor, "b o h w"]:
         filters = self.filters(resize_like(guide, x))
         y: Tensor = self.fuse(
-            dynamic_local_filter(x, filters, self.kernel_size, self.mode, self.dilation)
+            dynamic_local_filter(
+                x, filters, self.kernel_size, self.mode, self.dilation, self.implementation
+            )
         )
         return y
 
@@ -231,7 +239,8 @@ class DynamicConv2d(ConvSlot):
         kernel = self.kernels(x if guide is None else guide)
         x, padding = self.pad(x)
         bias = None if self.bias is None else self.bias.expand(x.shape[0], -1)
-        return conv_per_sample(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+        where = (self.stride, padding, self.dilation, self.groups)
+        return conv_per_sample(x, kernel, bias, *where, implementation=self.implementation)
 
     @torch.no_grad()
     def copy_static_(self, conv: nn.Module) -> None:

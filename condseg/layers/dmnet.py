@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers.implementation import Implementation
 from condseg.layers.per_sample import conv_per_sample
 from condseg.layers.slot import Norm, check_sizes, map_norm, positive
 
@@ -54,6 +55,8 @@ class DynamicContextFilter2d(nn.Module):
         The guide is ours: with it the filters can come from a second picture.
     """
 
+    implementation: Implementation = "fast"
+
     def __init__(
         self,
         in_channels: int,
@@ -88,7 +91,13 @@ class DynamicContextFilter2d(nn.Module):
         before = self.filter_size - 1 - after
         if before != after:
             x, before, after = F.pad(x, (before, after, before, after)), 0, 0
-        y = conv_per_sample(x, kernels.unsqueeze(2), padding=(after, after), groups=x.shape[1])
+        y = conv_per_sample(
+            x,
+            kernels.unsqueeze(2),
+            padding=(after, after),
+            groups=x.shape[1],
+            implementation=self.implementation,
+        )
         fused: Tensor = self.fusion_conv(F.relu(self.norm(y)))
         return fused
 

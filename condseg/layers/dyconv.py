@@ -95,7 +95,8 @@ class DyConv2d(ConvSlot, Annealed):
             kernel = mix(attention, self.weight)
             bias = None if self.bias is None else mix(attention, self.bias)
         x, padding = self.pad(x)
-        return conv_per_sample(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+        where = (self.stride, padding, self.dilation, self.groups)
+        return conv_per_sample(x, kernel, bias, *where, implementation=self.implementation)
 
     @torch.no_grad()
     def copy_static_(self, conv: nn.Module) -> None:

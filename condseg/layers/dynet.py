@@ -94,7 +94,7 @@ class DyNetConv2d(ConvSlot):
         else:
             with full_precision(x):
                 kernel = mix(coefficients, self.weight)
-            y = conv_per_sample(x, kernel, None, *where)
+            y = conv_per_sample(x, kernel, None, *where, implementation=self.implementation)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
     @torch.no_grad()

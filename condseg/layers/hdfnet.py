@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from condseg.layers.implementation import Implementation
 from condseg.layers.per_sample import filter_locally
 from condseg.layers.slot import Norm, check_sizes, map_norm, positive, resize_like
 
@@ -130,6 +131,8 @@ class DynamicDilatedFilter2d(nn.Module):
         Pang et al., section 3.3, eq. 2.
     """
 
+    implementation: Implementation = "fast"
+
     def __init__(
         self,
         in_channels: int,
@@ -163,7 +166,8 @@ class DynamicDilatedFilter2d(nn.Module):
         self, x: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b c t h w"]
     ) -> Float[Tensor, "b c h w"]:
         """The dynamic filtering alone."""
-        return filter_locally(x, kernels, (self.kernel_size, self.kernel_size), self.dilation)
+        size = (self.kernel_size, self.kernel_size)
+        return filter_locally(x, kernels, size, self.dilation, self.implementation)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], guide: Float[Tensor, "b g h2 w2"]

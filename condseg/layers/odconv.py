@@ -150,6 +150,8 @@ class ODConv2d(ConvSlot, Annealed):
             nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+        if self.implementation == "reference":
+            return self._reference(x)
         with full_precision(x):
             attention = self.attention(x, self.temperature)
             # Channel and filter attention scale the maps or the kernel, whichever has fewer
@@ -168,6 +170,24 @@ class ODConv2d(ConvSlot, Annealed):
             y = conv_per_sample(x, kernel, None, self.stride, padding, self.dilation, self.groups)
         if filter_ is not None:
             y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
+
+    def _reference(self, x: Tensor) -> Tensor:
+        """The published form: attended experts are summed, samples are groups of a convolution."""
+        batch, ones = x.shape[0], (1,) * self.dims
+        with full_precision(x):
+            channel, filter_, spatial, experts = self.attention(x, self.temperature)
+            shares = x.new_ones(batch, 1, *(1,) * (2 + self.dims), dtype=self.weight.dtype)
+            if spatial is not None:
+                shares = shares * spatial.view(batch, 1, 1, 1, *self.kernel_size)
+            if experts is not None:
+                shares = shares * experts.view(batch, -1, 1, 1, *ones)
+            kernel = (shares * self.weight).sum(1)
+        x, padding = self.pad(x * channel.to(x.dtype).view(batch, -1, *ones))
+        where = (self.stride, padding, self.dilation, self.groups)
+        y = conv_per_sample(x, kernel, None, *where, implementation="reference")
+        if filter_ is not None:
+            y = y * filter_.to(y.dtype).view(batch, -1, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
     def _kernel(self, attention: ODAttention, fold: bool) -> Tensor | None:

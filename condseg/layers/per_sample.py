@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from condseg.layers.implementation import Implementation
+
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -30,6 +32,7 @@ def conv_per_sample(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    implementation: Implementation = "fast",
 ) -> Float[Tensor, "b o *s_out"]:
     r"""Convolve every sample with its own kernel: :math:`y_b = W_b * x_b + \beta_b`.
 
@@ -38,15 +41,18 @@ def conv_per_sample(
         weight: one kernel a sample, laid out as ``nn.Conv2d`` has it.
         bias: one bias a sample.
         stride, padding, dilation, groups: as in ``nn.Conv2d``; padding is with zeros.
+        implementation: "fast", or "reference", which has the samples as groups of one convolution.
 
     Shape:
         (B, C, *s) and (B, O, C / groups, *k) -> (B, O, *s_out), in one, two or three dimensions.
     """
     dims = x.dim() - 2
     conv = CONV[dims]
-    batch, channels, out_channels = x.shape[0], x.shape[1], weight.shape[1]
+    batch = x.shape[0]
     if batch == 0:
         y = conv(x, weight.sum(0), None, stride, padding, dilation, groups)
+    elif implementation == "reference":
+        y = _samples_as_groups(x, weight, stride, padding, dilation, groups)
     elif batch == 1:
         y = conv(x, weight[0], None, stride, padding, dilation, groups)
     elif math.prod(weight.shape[3:]) == 1:
@@ -55,19 +61,25 @@ def conv_per_sample(
         samples = zip(x.split(1), weight.unbind(), strict=True)
         y = torch.cat([conv(s, w, None, stride, padding, dilation, groups) for s, w in samples])
     else:
-        y = conv(
-            x.reshape(1, batch * channels, *x.shape[2:]),
-            weight.reshape(batch * out_channels, *weight.shape[2:]),
-            None,
-            stride,
-            padding,
-            dilation,
-            batch * groups,
-        )
-        y = y.reshape(batch, out_channels, *y.shape[2:])
+        y = _samples_as_groups(x, weight, stride, padding, dilation, groups)
     if bias is not None:
         y = y + bias.to(y.dtype).view(*bias.shape, *(1,) * dims)
     return y
+
+
+def _samples_as_groups(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The published form: all samples side by side, as groups of one convolution."""
+    batch = x.shape[0]
+    beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
+    y = CONV[x.dim() - 2](beside, kernels, None, stride, padding, dilation, batch * groups)
+    return y.view(batch, -1, *y.shape[2:])
 
 
 def _matmul_per_sample(
@@ -134,6 +146,7 @@ def filter_locally(
     filters: Float[Tensor, "b f t h w"],
     kernel_size: tuple[int, int],
     dilation: int = 1,
+    implementation: Implementation = "fast",
 ) -> Float[Tensor, "b c h w"]:
     r"""Filter every position with its own kernel (dynamic local filtering).
 
@@ -148,12 +161,17 @@ def filter_locally(
             filter that all channels share.
         kernel_size: (height, width), odd.
         dilation: distance of neighbouring taps in pixels.
+        implementation: "fast", or "reference", which unfolds the map as the published codes do.
 
     Shape:
         (B, C, H, W) and (B, C or 1, T, H, W) -> (B, C, H, W).
     """
     (kh, kw), (height, width) = kernel_size, x.shape[-2:]
     dy, dx = dilation * (kh // 2), dilation * (kw // 2)
+    if implementation == "reference":
+        unfolded = F.unfold(x, kernel_size, dilation, (dy, dx))
+        windows = unfolded.view(*x.shape[:2], kh * kw, height, width)
+        return (windows * filters.to(x.dtype)).sum(2)
     padded = F.pad(x, (dx, dx, dy, dy))
     y = torch.zeros_like(x)
     for tap in range(kh * kw):

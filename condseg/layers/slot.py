@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers.implementation import Implementation
+
 Sizes = int | tuple[int, ...]
 Norm = Literal["batch", "layer", "none"]
 Slot = TypeVar("Slot", bound="ConvSlot")
@@ -51,6 +53,7 @@ class ConvSlot(nn.Module):
     """
 
     dims: ClassVar[int] = 2
+    implementation: Implementation = "fast"
     paper_blocks: ClassVar[int | None] = None
     """How many of the network's last blocks the paper makes dynamic; None for all of them."""
 

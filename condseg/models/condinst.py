@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from condseg.layers import Implementation, set_implementation
 from condseg.models.backbone import Backbone
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.models.fcos_head import FCOSHead
@@ -34,6 +35,7 @@ class CondInst(nn.Module):
         semantic_loss: predict semantic logits in training, for the auxiliary loss.
         mask_filter: dynamic filter of the mask branch, see :class:`MaskBranch`.
         sizes_of_interest: pixels at which one level of the pyramid hands over to the next.
+        implementation: ``fast``; ``reference`` computes the same as published, for comparison.
 
     Shape:
         images (B, 3, H, W) uint8 RGB, H and W multiples of 32 -> :class:`DensePredictions`.
@@ -59,6 +61,7 @@ class CondInst(nn.Module):
         semantic_loss: bool = False,
         mask_filter: MaskFilter | None = None,
         sizes_of_interest: tuple[int, int, int, int] = (64, 128, 256, 512),
+        implementation: Implementation = "fast",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -78,6 +81,8 @@ class CondInst(nn.Module):
             num_classes=num_classes if semantic_loss else None,
             mask_filter=mask_filter,
         )
+        self.implementation: Implementation = implementation
+        set_implementation(self, implementation)
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"], sizes: Sequence[Size]) -> DensePredictions:
         """Dense predictions of a batch.
@@ -94,7 +99,7 @@ class CondInst(nn.Module):
             head.class_logits,
             head.ltrb,
             head.centerness_logits,
-            head.box_features,
+            head.controller_features,
             self.mask_branch(maps[:3]),
             self.mask_branch.semantic(maps[0]) if semantic else None,
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers import Implementation
 from condseg.ops.locations import level_locations
 from condseg.ops.masks import aligned_upsample
 from condseg.structures import MaskQueries
@@ -53,7 +52,7 @@ class DynamicMaskHead(nn.Module):
         relative_coords: bool = True,
         feature_stride: int = 8,
         out_stride: int = 4,
-        implementation: Literal["fast", "reference"] = "fast",
+        implementation: Implementation = "fast",
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -64,7 +63,7 @@ class DynamicMaskHead(nn.Module):
         self.relative_coords = relative_coords
         self.feature_stride = feature_stride
         self.out_stride = out_stride
-        self.implementation = implementation
+        self.implementation: Implementation = implementation
         first = in_channels + 2 * relative_coords
         inputs = [first] + [channels] * (num_layers - 1)
         outputs = [channels] * (num_layers - 1) + [1]
@@ -130,7 +129,8 @@ class DynamicMaskHead(nn.Module):
         if self.relative_coords:
             pixels = level_locations((h, w), self.feature_stride, features.device).to(shared.dtype)
             per_pixel = first[..., :2] / queries.size_of_interest[:, None, None]
-            offset = offset + (per_pixel @ queries.points[..., None]).squeeze(-1)
+            points = queries.points[..., None].to(per_pixel.dtype)
+            offset = offset + (per_pixel @ points).squeeze(-1)
             first = torch.cat((-per_pixel, first[..., 2:]), dim=2)
             positions = pixels.T.expand(len(shared), -1, -1)
             shared = torch.cat((positions, shared), dim=1)

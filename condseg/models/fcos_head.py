@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from condseg.layers import Implementation
+
 
 def _tower(channels: int, num_convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
@@ -22,19 +24,20 @@ def _tower(channels: int, num_convs: int) -> nn.Sequential:
 
 @dataclass(frozen=True, slots=True)
 class HeadOutputs:
-    """Flattened predictions of all levels and the maps the controller reads.
+    """Flattened predictions of all levels and the maps from which the controller's are taken.
 
     Attributes:
         class_logits: (B, L, K).
         ltrb: (B, L, 4) in strides of the level, >= 0.
         centerness_logits: (B, L).
-        box_features: (B, C, h, w) a level.
+        controller_features: (B, C, h, w) a level, what the controller reads; in the reference form
+            (B, G, h, w), what it gives.
     """
 
     class_logits: Float[Tensor, "b l k"]
     ltrb: Float[Tensor, "b l 4"]
     centerness_logits: Float[Tensor, "b l"]
-    box_features: list[Float[Tensor, "b c _h _w"]]
+    controller_features: list[Float[Tensor, "b c _h _w"]]
 
 
 class FCOSHead(nn.Module):
@@ -47,6 +50,10 @@ class FCOSHead(nn.Module):
         num_params: G, parameters that the controller generates for one instance.
         num_levels: levels of the pyramid, one learned scale of the boxes each.
 
+    Attributes:
+        implementation: "reference" runs the controller over the whole maps, as published; "fast"
+            only where :meth:`params_at` is asked.
+
     Raises:
         ValueError: ``channels`` is below 64 or no multiple of 32.
 
@@ -54,6 +61,8 @@ class FCOSHead(nn.Module):
         FCOS (ICCV 2019), figure 2, centerness on the regression branch; CondInst (ECCV 2020),
         section 3.1: the controller is one 3x3 convolution on the box tower.
     """
+
+    implementation: Implementation = "fast"
 
     def __init__(
         self, channels: int, num_classes: int, num_convs: int, num_params: int, num_levels: int = 5
@@ -79,23 +88,24 @@ class FCOSHead(nn.Module):
         nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
-        logits, ltrb, centerness, box_features = [], [], [], []
+        logits, ltrb, centerness, controller_features = [], [], [], []
         for level, x in enumerate(maps):
             boxes = self.box_tower(x)
             logits.append(self.class_logits(self.class_tower(x)).flatten(2))
             ltrb.append(F.relu(self.scales[level] * self.box_ltrb(boxes)).flatten(2))
             centerness.append(self.centerness(boxes).flatten(1))
-            box_features.append(boxes)
+            whole = self.implementation == "reference"
+            controller_features.append(self.controller(boxes) if whole else boxes)
         return HeadOutputs(
             torch.cat(logits, dim=2).transpose(1, 2),
             torch.cat(ltrb, dim=2).transpose(1, 2),
             torch.cat(centerness, dim=1),
-            box_features,
+            controller_features,
         )
 
     def params_at(
         self,
-        box_features: Sequence[Float[Tensor, "b c _h _w"]],
+        controller_features: Sequence[Float[Tensor, "b c _h _w"]],
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> Float[Tensor, "p g"]:
@@ -105,14 +115,17 @@ class FCOSHead(nn.Module):
         are gathered and multiplied as one matrix, so nothing is computed where nobody asks.
 
         Args:
-            box_features: (B, C, h, w) a level.
+            controller_features: of :class:`HeadOutputs`.
             image_index: (P,) picture of each choice.
             location_index: (P,) its location 0..L-1.
         """
-        channels = box_features[0].shape[1]
+        if self.implementation == "reference":
+            dense = torch.cat([x.flatten(2) for x in controller_features], dim=2)
+            return dense[image_index, :, location_index]
+        channels = controller_features[0].shape[1]
         rows, windows, first_location, first_row = [], [], 0, 0
         order = []
-        for x in box_features:
+        for x in controller_features:
             h, w = x.shape[-2:]
             here = (location_index >= first_location) & (location_index < first_location + h * w)
             chosen = here.nonzero().squeeze(1)

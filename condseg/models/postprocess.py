@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from condseg.layers import Implementation
 from condseg.models.condinst import CondInst
 from condseg.ops.boxes import boxes_from_ltrb
 from condseg.ops.locations import location_levels, pyramid_locations
@@ -83,7 +84,8 @@ class PostProcess:
             found = self.fit(self.candidates(dense, i, network.strides), info)
             image = torch.full_like(found.locations, i)
             logits = network.mask_logits(dense, network.queries(dense, image, found.locations))
-            masks = self.paste(logits, info, network.mask_head.out_stride)
+            stride = network.mask_head.out_stride
+            masks = self.paste(logits, info, stride, network.implementation)
             results.append(Detections(found.boxes, found.scores, found.labels, masks))
         return results
 
@@ -126,15 +128,20 @@ class PostProcess:
         )
 
     def paste(
-        self, logits: Float[Tensor, "d h4 w4"], info: ImageInfo, stride: int
+        self,
+        logits: Float[Tensor, "d h4 w4"],
+        info: ImageInfo,
+        stride: int,
+        implementation: Implementation = "fast",
     ) -> Bool[Tensor, "d h w"]:
         """Masks of the original size: up-sampled, cut to the picture, resized, thresholded.
 
-        The instances go through in chunks, so that memory stays bounded.
+        The instances go through in chunks, so that memory stays bounded; in the reference form
+        all at once.
         """
         height, width = info.original_size
         per_mask = logits.shape[-2] * logits.shape[-1] * stride**2 + height * width
-        chunk = max(1, 2**25 // per_mask)
+        chunk = max(1, len(logits) if implementation == "reference" else 2**25 // per_mask)
         masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=logits.device)
         for start in range(0, len(logits), chunk):
             scores = aligned_upsample(logits[start : start + chunk].float().sigmoid(), stride)
