@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from condseg.data.datamodule import TABLETOP, find_files, one_thread
 from condseg.data.sampler import Shard
 from condseg.data.transforms import resize_transform
 from condseg.evaluation import CocoEvaluator, Report
+from condseg.stages import Stages
 from condseg.structures import Batch, Detections, ImageInfo, Sample, Targets
 
 
@@ -138,6 +139,27 @@ class Predictor:
             Detections(f.boxes.cpu(), f.scores.cpu(), f.labels.cpu(), f.masks.cpu()) for f in found
         ]
 
+    def watched(self, stages: Stages) -> AbstractContextManager[None]:
+        """A context in which :meth:`predict` is charged to stages.
+
+        They are "pre-process", "backbone", "FPN", "heads" (FCOS's and the mask branch),
+        "decode + NMS", "mask head" (and its controller) and "post-process" (masks to the
+        picture's size).
+        """
+        network = self.network
+        return stages.watching(
+            (self, "predict", "post-process"),
+            (network, "forward", "pre-process"),
+            (network.backbone, "forward", "backbone"),
+            (network.fpn, "forward", "FPN"),
+            (network.head, "forward", "heads"),
+            (network.mask_branch, "forward", "heads"),
+            (self, "postprocess", "decode + NMS"),
+            (network, "queries", "mask head"),
+            (network, "mask_logits", "mask head"),
+            (self.postprocess, "paste", "post-process"),
+        )
+
     def _sample(self, image: NDArray[np.uint8]) -> Sample:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
@@ -162,6 +184,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 2,
     output: str | Path | None = None,
+    stages: Stages | None = None,
 ) -> tuple[Report, float]:
     """Box and mask AP over a set, on the processes that torchrun started, or on this one.
 
@@ -176,6 +199,7 @@ def evaluate(
         workers: processes that read pictures, for each process.
         output: folder for ``results_box.json``, ``results_mask.json`` (COCO's results format) and
             ``summary.json``; None writes nothing.
+        stages: is told where this process's time goes.
 
     Returns:
         The report, the same on each process, and pictures per second, of all together.
@@ -188,6 +212,7 @@ def evaluate(
             f"batch_size is {batch_size}, workers is {workers}; 1 or more, 0 or more are allowed"
         )
     files = _val_files(predictor.restored.data, data, annotations, images)
+    stages = Stages(predictor.device) if stages is None else stages
     with _process_group() as (rank, world_size):
         dataset = CocoDataset(*files, predictor.transform)
         limit = predictor.postprocess.max_detections
@@ -202,9 +227,15 @@ def evaluate(
             pin_memory=predictor.device.type == "cuda",
         )
         start = time.perf_counter()
-        with Progress(console=Console(stderr=True), disable=rank > 0) as progress:
-            for batch in progress.track(loader, description="evaluating"):
-                evaluator.update(batch.infos, predictor.predict(batch))
+        with (
+            Progress(console=Console(stderr=True), disable=rank > 0) as progress,
+            predictor.watched(stages),
+        ):
+            batches = progress.track(loader, description="evaluating")
+            for batch in stages.each("load", batches):
+                found = predictor.predict(batch)
+                with stages("RLE"):
+                    evaluator.update(batch.infos, found)
         seconds = time.perf_counter() - start
         report = evaluator.compute()
         if output is not None and rank == 0:
@@ -214,6 +245,7 @@ def evaluate(
                 "score_threshold": predictor.postprocess.score_threshold,
                 "max_detections": limit,
                 "pictures_per_second": report.images / seconds,
+                "seconds_by_stage": stages.seconds,
             }
             write_results(Path(output), evaluator, report, about)
     return report, report.images / seconds

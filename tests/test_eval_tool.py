@@ -40,6 +40,10 @@ def test_table_and_json_equal_pycocotools_by_hand(place, tmp_path, monkeypatch, 
     assert "pictures/s" in printed
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["pictures_per_second"] > 0
+    stages = {"load", "pre-process", "backbone", "FPN", "heads", "decode + NMS", "mask head"}
+    stages |= {"post-process", "RLE"}
+    assert set(summary["seconds_by_stage"]) == stages
+    assert all(f"\n{stage} " in printed for stage in stages)
     for kind, iou_type in (("box", "bbox"), ("mask", "segm")):
         with redirect_stdout(io.StringIO()):
             truth = COCO(str(root / "instances_val.json"))

@@ -29,10 +29,14 @@ def main() -> None:
     settings = [args.pop(k) for k in ("checkpoint", "device", "score_threshold", "max_detections")]
     with user_errors():
         from condseg.predict import Predictor, evaluate, is_main_process
+        from condseg.stages import Stages
 
-        report, speed = evaluate(Predictor.from_checkpoint(*settings), **args)
+        predictor = Predictor.from_checkpoint(*settings)
+        stages = Stages(predictor.device)
+        report, speed = evaluate(predictor, **args, stages=stages)
         if is_main_process():
-            print(f"{report.table()}\n\n{speed:.2f} pictures/s; written to {args['output']}/")
+            print(f"{report.table()}\n\n{speed:.2f} pictures/s; of the time went to")
+            print(f"{stages.table()}\nwritten to {args['output']}/")
 
 
 if __name__ == "__main__":
