@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "condseg"
 RINGS = (
-    {"errors", "structures", "ops", "layers"},
+    {"errors", "structures", "transfer", "ops", "layers"},
     {"models", "data", "evaluation", "weights"},
 )
 

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress
+
+from condseg.transfer import DownloadError, fetch, progress_bar
 
 BASE_URL = "http://images.cocodataset.org"
-_CHUNK = 1 << 20
-
-
-class DownloadError(ValueError):
-    """Something that another try, another mirror or a larger disk puts right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +91,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [archive for archive in archives if not (folder / archive.holds).exists()]
     _check_room(folder, wanted, keep_archives)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    ) as progress:
+    with progress_bar() as progress:
         for archive in wanted:
             path = _fetch(folder, archive, base_url, timeout, progress)
             _unpack(path, folder / archive.holds, progress)
@@ -143,72 +121,19 @@ def _check_room(folder: Path, archives: Sequence[Archive], keep_archives: bool) 
 def _fetch(
     folder: Path, archive: Archive, base_url: str, timeout: float, progress: Progress
 ) -> Path:
-    path, part = folder / archive.name, folder / f"{archive.name}.part"
-    if path.exists():
-        return path
-    digest = hashlib.md5(usedforsecurity=False)
-    task = progress.add_task(archive.name, total=archive.size)
-    with part.open("a+b") as file:
-        file.seek(0)
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            progress.advance(task, len(chunk))
-        if file.tell() < archive.size:
-            digest = _receive(file, archive, base_url, timeout, digest, progress, task)
-        size = file.tell()
-    if size < archive.size:
-        raise DownloadError(
-            f"{part}: the connection ended after {size} of {archive.size} bytes; the same command "
-            "goes on from there"
+    path = folder / archive.name
+    if not path.exists():
+        url = f"{base_url.rstrip('/')}/{archive.path}"
+        fetch(
+            url,
+            path,
+            archive.size,
+            progress,
+            checksum=archive.md5,
+            algorithm="md5",
+            timeout=timeout,
         )
-    if size > archive.size or digest.hexdigest() != archive.md5:
-        part.unlink()
-        raise DownloadError(
-            f"{part}: {size} bytes with MD5 {digest.hexdigest()}, expected {archive.size} bytes "
-            f"with {archive.md5}; deleted, the same command fetches it anew"
-        )
-    part.rename(path)
     return path
-
-
-def _receive(
-    file: BinaryIO,
-    archive: Archive,
-    base_url: str,
-    timeout: float,
-    digest: hashlib._Hash,
-    progress: Progress,
-    task: TaskID,
-) -> hashlib._Hash:
-    """Appends what is missing; starts over where the server cannot go on in the middle."""
-    url = f"{base_url.rstrip('/')}/{archive.path}"
-    start = file.tell()
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        with urlopen(request, timeout=timeout) as response:
-            if start and response.status != 206:
-                file.truncate(0)
-                start, digest = 0, hashlib.md5(usedforsecurity=False)
-                progress.reset(task)
-            length = response.headers.get("Content-Length")
-            if length is not None and start + int(length) != archive.size:
-                raise DownloadError(
-                    f"{url}: the server offers {start + int(length)} bytes, expected "
-                    f"{archive.size}; it is another file, try another --base-url"
-                )
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                progress.advance(task, len(chunk))
-    except HTTPError as error:
-        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        file.flush()
-        raise DownloadError(
-            f"{url}: the connection broke after {file.tell()} of {archive.size} bytes ({error}); "
-            "the same command goes on from there"
-        ) from error
-    return digest
 
 
 def _unpack(path: Path, place: Path, progress: Progress) -> None:

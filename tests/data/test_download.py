@@ -5,15 +5,15 @@ import io
 import os
 import subprocess
 import sys
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from condseg.data import download as module
-from condseg.data.download import COCO_2017, Archive, DownloadError, download
+from condseg.data.download import COCO_2017, Archive, download
+from condseg.transfer import DownloadError
+from tests.loopback import serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,50 +26,10 @@ def zipped(folder, files):
     return buffer.getvalue()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves ``files``; each request is noted in ``asked`` with its Range."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked = {}, []
-        self.stop_after = None  # bytes of an answer after which the connection breaks
-        self.ranges = True
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        asked = self.headers.get("Range")
-        self.server.asked.append((self.path, asked))
-        content = self.server.files.get(self.path)
-        if content is None:
-            self.send_error(404)
-            return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        if asked and self.server.ranges:
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        else:
-            start = 0
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start:][: self.server.stop_after])
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def server():
-    with Server() as one:
-        thread = threading.Thread(target=one.serve_forever, args=(0.01,))
-        thread.start()
+    with serving() as one:
         yield one
-        one.shutdown()
-        thread.join()
 
 
 CONTENT = {"a.bin": os.urandom(200_000), "sub/b.txt": b"text"}
