@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from condseg.layers.depthwise import conv_depthwise
 from condseg.layers.implementation import Implementation
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -60,6 +61,10 @@ def conv_per_sample(
     elif x.device.type == "cpu" and is_channels_last(x):
         samples = zip(x.split(1), weight.unbind(), strict=True)
         y = torch.cat([conv(s, w, None, stride, padding, dilation, groups) for s, w in samples])
+    elif dims == 2 and groups == x.shape[1] == weight.shape[1]:
+        beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
+        y = conv_depthwise(beside, kernels, stride, padding, dilation)
+        y = y.view(batch, -1, *y.shape[2:])
     else:
         y = _samples_as_groups(x, weight, stride, padding, dilation, groups)
     if bias is not None:
