@@ -19,7 +19,7 @@ from condseg.benchmarks.measure import (
 )
 from condseg.benchmarks.report import write_between
 from condseg.data.images import read_image
-from condseg.layers.per_sample import filter_locally
+from condseg.layers.local_filter import filter_locally
 
 TOOL = Path(__file__).parents[1] / "tools" / "benchmark.py"
 CPU = torch.device("cpu")

@@ -120,9 +120,9 @@ def multiply_adds(run: Run) -> int:
     def addcmul(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
         return 2 * int(torch.Size(out_shape).numel())
 
-    with FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.addcmul: addcmul}
-    ) as counter:
+    aten = torch.ops.aten
+    mapping = {aten.addcmul: addcmul, aten.addcmul_: addcmul}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         run()
     return int(counter.get_total_flops()) // 2
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.implementation import Implementation
-from condseg.layers.per_sample import conv_per_sample, filter_locally
+from condseg.layers.local_filter import filter_locally
+from condseg.layers.per_sample import conv_per_sample
 from condseg.layers.slot import (
     ConvSlot,
     Sizes,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from condseg.layers.implementation import Implementation
-from condseg.layers.per_sample import filter_locally
+from condseg.layers.local_filter import filter_locally
 from condseg.layers.slot import Norm, check_sizes, map_norm, positive, resize_like
 
 

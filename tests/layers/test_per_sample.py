@@ -21,7 +21,8 @@ from condseg.layers import (
     ODConv3d,
 )
 from condseg.layers.dfn import dynamic_local_filter
-from condseg.layers.per_sample import conv_experts, conv_per_sample, filter_locally, mix
+from condseg.layers.local_filter import filter_locally
+from condseg.layers.per_sample import conv_experts, conv_per_sample, mix
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
