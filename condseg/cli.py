@@ -264,6 +264,7 @@ class CommandLine(LightningCLI):
         parser.link_arguments(
             "data.num_classes", "model.network.num_classes", apply_on="instantiate"
         )
+        parser.link_arguments("data.supervision", "model.criterion.supervision")
 
     @property
     def name(self) -> str:

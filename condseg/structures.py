@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 Size = tuple[int, int]
+Supervision = Literal["masks", "boxes", "mixed"]
+"""What is known of the objects: of all the mask, of all the box alone, of some this, some that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,18 @@ class Targets:
     Attributes:
         boxes: (N, 4) xyxy in pixels of the network's input.
         labels: (N,) contiguous classes 0..K-1, never COCO category ids.
-        masks: (N, H, W) at the input's resolution (the padded one once batched).
+        masks: (N, H, W) at the input's resolution (the padded one once batched); without a pixel
+            for an object of which only the box is known.
     """
 
     boxes: Float[Tensor, "n 4"]
     labels: Int64[Tensor, " n"]
     masks: Bool[Tensor, "n h w"]
+
+    @property
+    def has_mask(self) -> Bool[Tensor, " n"]:
+        """(N,) whether more than the box is known of an object."""
+        return self.masks.flatten(1).any(dim=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         return Targets(

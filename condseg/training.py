@@ -62,7 +62,7 @@ class CondInstModule(LightningModule):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch by name; what is minimised is their sum."""
         dense = self.network(batch.images, batch.sizes)
-        losses: dict[str, Tensor] = self.criterion(self.network, dense, batch.targets)
+        losses: dict[str, Tensor] = self.criterion(self.network, dense, batch)
         return losses
 
     def predict(self, batch: Batch) -> list[Detections]:

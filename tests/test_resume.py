@@ -86,9 +86,9 @@ def wait_for_steps(runs: Path, steps: int, process: subprocess.Popen[str]) -> No
     raise AssertionError("the training makes no steps")
 
 
-def same_end(data: Path, runs: Path, whole: Path) -> None:
+def same_end(data: Path, runs: Path, whole: Path, *more: str) -> None:
     """Goes on with ``--ckpt_path last`` and compares every number with the unbroken run."""
-    run(data, runs, "--ckpt_path=last")
+    run(data, runs, "--ckpt_path=last", *more)
     assert [path.name for path in (runs / "tiny").iterdir()] == ["version_0"]
     one, other = (r / "tiny/version_0" for r in (runs, whole))
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
@@ -120,6 +120,21 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     assert stopped.value.code == 128 + number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     same_end(data, tmp_path, whole)
+
+
+def test_the_warm_up_of_learning_from_boxes_goes_on(
+    unbroken: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, more = (
+        unbroken[0],
+        ("--data.supervision=boxes", "--model.criterion.pairwise_warmup_steps=8"),
+    )
+    run(data, tmp_path / "whole", *more)
+    with pytest.raises(Stopped):
+        run(data, tmp_path / "broken", *more, end=Signal(signal.SIGTERM, 5, False))
+    same_end(data, tmp_path / "broken", tmp_path / "whole", *more)
+    state = load(tmp_path / "broken/tiny/version_0/checkpoints/last.ckpt")["state_dict"]
+    assert state["criterion.boxinst.steps"] == 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset, get_worker_info
 from condseg.data.images import read_image
 from condseg.data.masks import Segmentation, check_segmentation, from_layers, to_layers
 from condseg.data.transforms import seed_transform
-from condseg.structures import ImageInfo, Sample, Size, Targets
+from condseg.structures import ImageInfo, Sample, Size, Supervision, Targets
 
 Key = tuple[int, int]
 """(position in the dataset, epoch)."""
@@ -43,13 +44,17 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """What is kept of one picture and its objects; crowds are not among them."""
+    """What is kept of one picture and its objects; crowds are not among them.
+
+    An object has a segmentation, or None and a box (x1, y1, x2, y2) under its position.
+    """
 
     image_id: int
     file_name: str
     size: Size
     labels: list[int]
-    segmentations: list[Segmentation]
+    segmentations: list[Segmentation | None]
+    boxes: dict[int, tuple[float, float, float, float]]
 
 
 class Records:
@@ -94,6 +99,11 @@ class CocoDataset(Dataset[Sample]):
         skip_empty: leave out pictures without objects (or with crowds alone), as detectron2 and
             CondInst do in training.
         seed: with (epoch, position) it determines what a random transform does.
+        supervision: "masks" wants a segmentation of each object, whose box is derived from it;
+            "boxes" reads no segmentation, but the ``bbox``; "mixed" reads the ``bbox`` of objects
+            without a segmentation (missing, null or empty).
+        mask_fraction: with "mixed", the part of the pictures whose segmentations are read at all,
+            chosen by a hash of the image id: the pictures of 0.2 are among those of 0.5.
 
     Attributes:
         categories: sorted by id; labels 0..K-1 are positions in it.
@@ -114,13 +124,15 @@ class CocoDataset(Dataset[Sample]):
         *,
         skip_empty: bool = False,
         seed: int = 0,
+        supervision: Supervision = "masks",
+        mask_fraction: float = 1.0,
     ) -> None:
         self.annotation_file = Path(annotation_file)
         self.image_dir = Path(image_dir)
         self.transform = transform
         self.seed = seed
         content = _load_json(self.annotation_file)
-        reader = _Reader(self.annotation_file, content)
+        reader = _Reader(self.annotation_file, content, supervision, mask_fraction)
         pictures = reader.pictures()
         self.categories = reader.categories
         self.counts = reader.counts
@@ -146,11 +158,15 @@ class CocoDataset(Dataset[Sample]):
         picture: _Picture = self._records[index]
         image = self._read(picture)
         layers = to_layers(picture.segmentations, picture.size)
+        alone = np.array([(*box, n) for n, box in picture.boxes.items()], np.float32).reshape(-1, 5)
         if self.transform is not None:
             seed_transform(self.transform, self.seed, epoch, index)
-            done = self.transform(image=image, masks=layers)
+            done = self.transform(image=image, masks=layers, bboxes=alone)
             image, layers = done["image"], np.asarray(done["masks"])
+            alone = np.asarray(done["bboxes"], np.float32).reshape(-1, 5)
         left, masks, boxes = from_layers(layers, len(picture.labels))
+        if len(alone):
+            left, masks, boxes = _add_boxes(left, masks, boxes, alone)
         worker = get_worker_info()
         self._vanished[worker.id + 1 if worker else 0] += len(picture.labels) - len(left)
         return Sample(
@@ -210,6 +226,17 @@ class CocoDataset(Dataset[Sample]):
             )
 
 
+def _add_boxes(
+    indices: np.ndarray, masks: np.ndarray, boxes: np.ndarray, alone: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Objects with masks, and those (x1, y1, x2, y2, index) without, in the order of the file."""
+    indices = np.concatenate((indices, alone[:, 4].astype(np.int64)))
+    order = indices.argsort()
+    empty = np.zeros((len(alone), *masks.shape[1:]), dtype=bool)
+    masks, boxes = np.concatenate((masks, empty)), np.concatenate((boxes, alone[:, :4]))
+    return indices[order], masks[order], boxes[order]
+
+
 def read_categories(annotation_file: str | Path) -> tuple[Category, ...]:
     """The categories of a COCO-format json, sorted by id.
 
@@ -248,9 +275,16 @@ def _load_json(path: Path) -> dict[str, Any]:
 class _Reader:
     """Goes through a COCO json once and says what is wrong where."""
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        content: dict[str, Any],
+        supervision: Supervision = "masks",
+        mask_fraction: float = 1.0,
+    ) -> None:
         self.path = path
         self.content = content
+        self.supervision, self.mask_fraction = supervision, mask_fraction
         self.counts: Counter[str] = Counter()
         self._unique("categories")
         for entry in content["categories"]:
@@ -278,7 +312,7 @@ class _Reader:
         for side in ("height", "width"):
             if type(entry.get(side)) is not int or entry[side] < 1:
                 self._fail(where, side, entry.get(side), "an integer of 1 or more")
-        return _Picture(entry["id"], str(name), (entry["height"], entry["width"]), [], [])
+        return _Picture(entry["id"], str(name), (entry["height"], entry["width"]), [], [], {})
 
     def _add(
         self, entry: dict[str, Any], pictures: dict[int, _Picture], labels: dict[int, int]
@@ -297,19 +331,39 @@ class _Reader:
         if entry.get("iscrowd", 0) not in (0, 1):
             self._fail(where, "iscrowd", entry["iscrowd"], "0 or 1")
         outside = "bbox" in entry and self._box_is_clipped(where, entry["bbox"], picture.size)
-        try:
-            segmentation, cut = check_segmentation(entry.get("segmentation"), picture.size)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {where}: {error}") from error
+        segmentation, cut = None, False
+        if self._has_mask(picture.image_id, entry):
+            try:
+                segmentation, cut = check_segmentation(entry.get("segmentation"), picture.size)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {where}: {error}") from error
+        elif "bbox" not in entry:
+            allowed = "[x, y, width, height], for no segmentation is read of this object"
+            self._fail(where, "bbox", None, allowed)
         self.counts["objects partly outside their picture, clipped"] += outside or cut
         if entry.get("iscrowd", 0):
             self.counts["crowds, not trained on"] += 1
-        else:
-            picture.labels.append(label)
-            picture.segmentations.append(segmentation)
+            return
+        if segmentation is None:
+            box = _corners(entry["bbox"], picture.size)
+            if box[0] >= box[2] or box[1] >= box[3]:
+                self.counts["objects whose box is empty, not trained on"] += 1
+                return
+            picture.boxes[len(picture.labels)] = box
+            self.counts["objects known by their boxes alone"] += 1
+        picture.labels.append(label)
+        picture.segmentations.append(segmentation)
+
+    def _has_mask(self, image_id: int, entry: dict[str, Any]) -> bool:
+        """Whether the segmentation of an annotation is to be read."""
+        if self.supervision != "mixed":
+            return self.supervision == "masks"
+        digest = hashlib.sha256(str(image_id).encode()).digest()
+        chosen = int.from_bytes(digest[:8], "big") < self.mask_fraction * 2**64
+        return chosen and entry.get("segmentation") not in (None, [], {}, "")
 
     def _box_is_clipped(self, where: str, box: object, size: Size) -> bool:
-        """Checks a box, though targets' boxes come from the masks: a wrong one is a wrong file."""
+        """Checks a box, even where targets' boxes come from the masks: a wrong file is wrong."""
         numbers = isinstance(box, list) and [type(v) in (int, float) for v in box] == [True] * 4
         if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:  # type: ignore
             self._fail(where, "bbox", box, "[x, y, width, height], finite, no negative sides")
@@ -332,6 +386,12 @@ class _Reader:
     def _fail(self, where: str, name: str, value: object, allowed: str) -> NoReturn:
         text = "missing" if value is None else repr(value)
         raise ValueError(f"{self.path}: {where}: {name} is {text}; allowed is {allowed}")
+
+
+def _corners(box: Iterable[float | int], size: Size) -> tuple[float, float, float, float]:
+    """(x, y, width, height) -> (x1, y1, x2, y2), clipped to the picture."""
+    x, y, width, height = map(float, box)
+    return max(x, 0.0), max(y, 0.0), min(x + width, float(size[1])), min(y + height, float(size[0]))
 
 
 def _hashable(value: object) -> Any:

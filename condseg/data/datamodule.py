@@ -18,7 +18,7 @@ from condseg.data.coco import Category, CocoDataset
 from condseg.data.collate import collate
 from condseg.data.sampler import GlobalBatchSampler, Shard
 from condseg.data.transforms import Flip, Sampling, check_sides, resize_transform, train_transform
-from condseg.structures import Batch, Sample
+from condseg.structures import Batch, Sample, Supervision
 
 TABLETOP = Path(__file__).parent / "tabletop"
 
@@ -92,6 +92,11 @@ class DataModule(pl.LightningDataModule):
         color_jitter: strength of colour changes in training, 0..1.
         skip_empty: train without the pictures that hold no objects.
         group_by_aspect: keep upright and lying pictures in different batches, to pad less.
+        supervision: what training learns masks from: "masks", i.e. each annotation's segmentation;
+            "boxes" alone (BoxInst); "mixed", the ``bbox`` where there is no segmentation.
+            Validation always compares masks.
+        mask_fraction: with "mixed", the part of the pictures whose segmentations are read, the
+            same pictures in each run.
         seed: of order and augmentation.
 
     Raises:
@@ -121,6 +126,8 @@ class DataModule(pl.LightningDataModule):
         color_jitter: float = 0.0,
         skip_empty: bool = True,
         group_by_aspect: bool = True,
+        supervision: Supervision = "masks",
+        mask_fraction: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -133,12 +140,18 @@ class DataModule(pl.LightningDataModule):
             if value < least:
                 raise ValueError(f"{name} is {value}; {least} or more is allowed")
         check_sides((val_short_side,), max_long_side)
+        if not 0 <= mask_fraction <= 1 or (mask_fraction < 1 and supervision != "mixed"):
+            raise ValueError(
+                f"mask_fraction is {mask_fraction} with supervision {supervision}; 0..1 with "
+                "mixed, else 1 is allowed"
+            )
         self.train_transform = train_transform(
             short_sides, max_long_side, short_side_sampling, flip, crop, color_jitter
         )
         self.val_short_side, self.max_long_side = val_short_side, max_long_side
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
         self.skip_empty, self.group_by_aspect, self.seed = skip_empty, group_by_aspect, seed
+        self.supervision, self.mask_fraction = supervision, mask_fraction
         folder = TABLETOP if root == "tabletop" else Path(root)
         self.train_files = find_files(folder, "train", train_annotations, train_images)
         self.val_files = find_files(folder, "val", val_annotations, val_images)
@@ -148,7 +161,12 @@ class DataModule(pl.LightningDataModule):
     def train_dataset(self) -> CocoDataset:
         """The training set, read when first asked for."""
         dataset = CocoDataset(
-            *self.train_files, self.train_transform, skip_empty=self.skip_empty, seed=self.seed
+            *self.train_files,
+            self.train_transform,
+            skip_empty=self.skip_empty,
+            seed=self.seed,
+            supervision=self.supervision,
+            mask_fraction=self.mask_fraction,
         )
         if dataset.categories != self.categories:
             ours, theirs = set(dataset.categories), set(self.categories)

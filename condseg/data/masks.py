@@ -33,7 +33,8 @@ def check_segmentation(value: object, size: Size) -> tuple[Segmentation, bool]:
         return _check_rle(value, size), False
     if not isinstance(value, list) or not value:
         raise ValueError(
-            f"segmentation is {_short(value)}; polygons or RLE are needed, for masks are learned"
+            f"segmentation is {_short(value)}; polygons or RLE are needed, for masks are learned "
+            "(data.supervision mixed learns an object without from its bbox)"
         )
     outside = [_check_polygon(polygon, size) for polygon in value]
     return value, any(outside)
@@ -123,7 +124,7 @@ def decode(segmentation: Segmentation, size: Size) -> Bool[np.ndarray, "h w"]:
 
 
 def to_layers(
-    segmentations: Sequence[Segmentation], size: Size
+    segmentations: Sequence[Segmentation | None], size: Size
 ) -> UInt16[np.ndarray, "layers h w"]:
     """Draws objects into as few index maps as keep overlapping ones apart.
 
@@ -132,7 +133,7 @@ def to_layers(
     pixels.
 
     Args:
-        segmentations: N checked segmentations, fewer than 65535.
+        segmentations: N checked segmentations, fewer than 65535; an object without is not drawn.
         size: (height, width) of their picture.
 
     Returns:
@@ -141,6 +142,8 @@ def to_layers(
     assert len(segmentations) < 1 << 16
     layers = [np.zeros(size, dtype=np.uint16)]
     for index, segmentation in enumerate(segmentations, start=1):
+        if segmentation is None:
+            continue
         mask = decode(segmentation, size)
         box = _bounds(mask)
         if box is None:

@@ -1,4 +1,4 @@
-"""What is done to a picture and its masks before the network sees them (albumentations)."""
+"""What is done to a picture, its masks and boxes before the network sees them (albumentations)."""
 
 from __future__ import annotations
 
@@ -75,6 +75,9 @@ class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
     def apply_to_mask(self, mask: np.ndarray, size: Size = (1, 1), **params: Any) -> np.ndarray:
         return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
 
+    def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
+        return bboxes  # albumentations hands them over in parts of the picture's sides
+
 
 def resize_transform(short_side: int, max_long_side: int) -> A.Compose:
     """Resizing alone, for evaluation and prediction: ``transform(image=image)["image"]``.
@@ -87,7 +90,7 @@ def resize_transform(short_side: int, max_long_side: int) -> A.Compose:
         ValueError: a length is below 1, or the cap below the short side.
     """
     check_sides((short_side,), max_long_side)
-    return A.Compose([ResizeShortSide((short_side,), max_long_side)])
+    return _compose([ResizeShortSide((short_side,), max_long_side)])
 
 
 def train_transform(
@@ -130,7 +133,13 @@ def train_transform(
     if color_jitter:
         span = (1 - color_jitter, 1 + color_jitter)
         steps.append(A.ColorJitter(span, span, span, (-color_jitter / 10, color_jitter / 10)))
-    return A.Compose(steps)
+    return _compose(steps)
+
+
+def _compose(steps: list[A.BasicTransform]) -> A.Compose:
+    """Boxes are xyxy in pixels, anything may stand behind; those below a pixel a side go."""
+    boxes = A.BboxParams("pascal_voc", label_fields=[], min_width=1, min_height=1)
+    return A.Compose(steps, bbox_params=boxes)
 
 
 def check_sides(short_sides: Sequence[int], max_long_side: int) -> None:

@@ -25,7 +25,8 @@ class Assigner:
         strides: of the levels.
         sizes_of_interest: upper ends of the ranges of all levels but the last, pixels.
         radius: of centre sampling, in strides; None takes the whole box.
-        center_from_masks: the centre is the mask's mean pixel, as CondInst trains, not the box's.
+        center_from_masks: the centre is the mask's mean pixel, as CondInst trains, not the box's;
+            an object without a mask has its box's all the same.
 
     Source:
         FCOS (ICCV 2019), section 3.2, with the centre sampling of its journal version
@@ -94,10 +95,9 @@ class Assigner:
     def _inside(self, points: Tensor, stride: Tensor, target: Targets) -> Tensor:
         assert self.radius is not None
         boxes = target.boxes
+        center = (boxes[:, :2] + boxes[:, 2:]) / 2
         if self.center_from_masks:
-            center = mask_centers(target.masks)
-        else:
-            center = (boxes[:, :2] + boxes[:, 2:]) / 2
+            center = mask_centers(target.masks).where(target.has_mask[:, None], center)
         reach = self.radius * stride[:, None, None]
         top_left = torch.maximum(center - reach, boxes[:, :2])
         bottom_right = torch.minimum(center + reach, boxes[:, 2:])

@@ -1,4 +1,4 @@
-"""The losses CondInst trains with."""
+"""The losses CondInst and BoxInst train with."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condseg.models.assigner import Assigner
+from condseg.models.boxinst import BoxInstLoss
 from condseg.models.condinst import CondInst
 from condseg.ops.boxes import centerness, ltrb_overlap
+from condseg.ops.boxinst import box_masks
 from condseg.ops.distributed import mean_over_ranks
 from condseg.ops.losses import BoxLoss, box_loss, dice_loss, focal_loss
 from condseg.ops.masks import sample_at_stride
-from condseg.structures import Assignment, DensePredictions, Targets
+from condseg.structures import Assignment, Batch, DensePredictions, Supervision, Targets
 
 
 class Criterion(nn.Module):
-    """Focal, box, centerness (or IoU) and dice losses; with semantic logits, theirs as well.
+    """Focal, box, centerness (or IoU) and mask losses; with semantic logits, theirs as well.
 
+    The mask loss of an object is dice where its mask is known, BoxInst's where only its box is.
     Sums are divided by counts of the global batch: each rank divides by the mean count of the
     ranks, so that averaged gradients are those of one process with the whole batch.
 
@@ -36,10 +39,19 @@ class Criterion(nn.Module):
         max_proposals: positive locations of the batch that get a mask in training, drawn at
             random; None takes all.
         topk_proposals_per_image: instead, that many a picture: the best scored of each object.
+        supervision: what all objects bring, "masks" or "boxes"; or "mixed", some this, some that.
+            On the command line this is what ``data.supervision`` says.
+        pairwise_threshold: these five belong to the loss from boxes, see :class:`BoxInstLoss`.
+        pairwise_size: side of the window of neighbours.
+        pairwise_dilation: their distance.
+        pairwise_warmup_steps: steps over which the pairwise loss grows to its full weight.
+        bottom_pixels_removed: rows at the picture's bottom whose colours are not looked at.
 
     Source:
-        FCOS (ICCV 2019), equation 2; CondInst (ECCV 2020), equations 4 and 5. The official code
-        divides the mask loss by the local count of instances, here it is the global one.
+        FCOS (ICCV 2019), equation 2; CondInst (ECCV 2020), equations 4 and 5; BoxInst (CVPR
+        2021), equation 1. The official code divides the mask losses by local counts, here they
+        are global ones. That the pairwise loss counts for as much as is the share of masks
+        learned from boxes is ours, for mixed supervision.
     """
 
     moving_positives: Tensor
@@ -55,6 +67,12 @@ class Criterion(nn.Module):
         class_normalizer: Literal["positives", "moving_positives", "locations"] = "positives",
         max_proposals: int | None = 500,
         topk_proposals_per_image: int | None = None,
+        supervision: Supervision = "masks",
+        pairwise_threshold: float = 0.3,
+        pairwise_size: int = 3,
+        pairwise_dilation: int = 2,
+        pairwise_warmup_steps: int = 10_000,
+        bottom_pixels_removed: int = 10,
     ) -> None:
         super().__init__()
         self.alpha, self.gamma = alpha, gamma
@@ -64,27 +82,35 @@ class Criterion(nn.Module):
         self.class_normalizer = class_normalizer
         self.max_proposals = max_proposals
         self.topk_proposals_per_image = topk_proposals_per_image
+        self.supervision = supervision
+        self.boxinst = BoxInstLoss(
+            pairwise_threshold,
+            pairwise_size,
+            pairwise_dilation,
+            pairwise_warmup_steps,
+            bottom_pixels_removed,
+        )
         self.register_buffer("moving_positives", torch.tensor(100.0))
 
     def forward(
-        self, network: CondInst, dense: DensePredictions, targets: Sequence[Targets]
+        self, network: CondInst, dense: DensePredictions, batch: Batch
     ) -> dict[str, Tensor]:
         """The losses by name; their sum is what is minimised.
 
         Args:
             network: made the predictions, and makes the masks of the positive locations.
             dense: its predictions.
-            targets: of the B pictures, masks at the input's resolution.
+            batch: the pictures and their targets, masks at the input's resolution.
         """
         assign = Assigner(
             network.strides, network.sizes_of_interest, self.radius, self.center_from_masks
         )
-        assignment = assign(dense.level_sizes, targets, network.num_classes)
+        assignment = assign(dense.level_sizes, batch.targets, network.num_classes)
         losses = self.dense_losses(dense, assignment)
-        losses["loss_mask"] = self.mask_loss(network, dense, assignment, targets)
+        losses |= self.mask_losses(network, dense, assignment, batch)
         if dense.semantic_logits is not None:
             losses["loss_semantic"] = semantic_loss(
-                dense.semantic_logits, targets, network.strides[0], self.alpha, self.gamma
+                dense.semantic_logits, batch.targets, network.strides[0], self.alpha, self.gamma
             )
         return losses
 
@@ -121,23 +147,37 @@ class Criterion(nn.Module):
             return self.moving_positives.clone()
         return count
 
-    def mask_loss(
-        self,
-        network: CondInst,
-        dense: DensePredictions,
-        assignment: Assignment,
-        targets: Sequence[Targets],
-    ) -> Tensor:
-        """Dice loss of the chosen positive locations, a mean over them."""
+    def mask_losses(
+        self, network: CondInst, dense: DensePredictions, assignment: Assignment, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Dice and BoxInst's losses of the chosen positive locations, means over all of them."""
         image, location = self.choose(dense, assignment)
         instance = assignment.instance[image, location]
         queries = network.queries(dense, image, location, instance)
-        scores = network.mask_logits(dense, queries).float().sigmoid()
+        logits = network.mask_logits(dense, queries).float()
         stride = network.mask_head.out_stride
+        targets = batch.targets
         first = torch.tensor([0, *(len(t.labels) for t in targets)], device=image.device).cumsum(0)
-        masks = torch.cat([sample_at_stride(t.masks, stride) for t in targets])
-        loss = dice_loss(scores, masks[first[image] + instance]).sum()
-        return loss / mean_over_ranks(loss.new_tensor(len(image))).clamp(min=1)
+        instance = first[image] + instance  # counted through the batch
+        count = mean_over_ranks(logits.new_tensor(len(image))).clamp(min=1)
+        if self.supervision == "mixed":
+            masked = torch.cat([t.has_mask for t in targets])[instance]
+        else:
+            masked = torch.full_like(image, self.supervision == "masks", dtype=torch.bool)
+        losses = {}
+        if self.supervision != "boxes":
+            masks = torch.cat([sample_at_stride(t.masks, stride) for t in targets])
+            dice = dice_loss(logits[masked].sigmoid(), masks[instance[masked]])
+            losses["loss_mask"] = dice.sum() / count
+        if self.supervision != "masks":
+            boxes = torch.cat([t.boxes for t in targets])[instance[~masked]]
+            projection, pairwise = self.boxinst(
+                logits[~masked], boxes, image[~masked], batch, stride
+            )
+            share = mean_over_ranks((~masked).sum().float()) / count
+            losses["loss_projection"] = projection.sum() / count
+            losses["loss_pairwise"] = pairwise * share
+        return losses
 
     def choose(self, dense: DensePredictions, assignment: Assignment) -> tuple[Tensor, Tensor]:
         """Picture and location of the positives that get a mask."""
@@ -174,6 +214,9 @@ def semantic_loss(
 ) -> Tensor:
     """Focal loss of per-pixel classes; where objects overlap the smallest one counts.
 
+    A pixel on no mask, but in the box of an object without one, can be this or that and does not
+    count.
+
     Args:
         logits: (B, K, H/stride, W/stride).
         targets: of the B pictures; masks are read at rows and columns stride // 2, ...
@@ -185,9 +228,12 @@ def semantic_loss(
         CondInst (ECCV 2020), section 4.5 (semantic branch).
     """
     background = logits.shape[1]
-    labels = []
+    labels, unknown = [], []
     for target in targets:
         masks = sample_at_stride(target.masks, stride)
+        boxes = target.boxes[~target.has_mask]
+        boxed = box_masks(boxes, (target.masks.shape[1], target.masks.shape[2]), stride).any(0)
+        unknown.append(boxed & ~masks.any(0))
         if len(masks) == 0:
             size = logits.shape[-2:]
             labels.append(torch.full(size, background, device=logits.device, dtype=torch.int64))
@@ -197,4 +243,6 @@ def semantic_loss(
         labels.append(target.labels[index].where(smallest.isfinite(), background))
     label = torch.stack(labels)
     count = mean_over_ranks((label < background).sum().float()).clamp(min=1)
-    return focal_loss(logits.float().permute(0, 2, 3, 1), label, alpha, gamma) / count
+    # Of background that is certain the focal loss is exactly zero.
+    logits = logits.float().masked_fill(torch.stack(unknown)[:, None], -1e4)
+    return focal_loss(logits.permute(0, 2, 3, 1), label, alpha, gamma) / count

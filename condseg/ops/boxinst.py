@@ -36,11 +36,20 @@ def srgb_to_lab(rgb: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
 
 def neighbours(x: Float[Tensor, "n c h w"], size: int, dilation: int) -> Float[Tensor, "n c k h w"]:
     """The size^2 - 1 neighbours of each pixel (zeros outside), row-major without the centre."""
-    n, c, h, w = x.shape
-    padding = (size - 1) // 2 * dilation
-    windows = F.unfold(x, size, dilation=dilation, padding=padding).view(n, c, size**2, h, w)
-    centre = size**2 // 2
-    return torch.cat((windows[:, :, :centre], windows[:, :, centre + 1 :]), dim=2)
+    h, w = x.shape[-2:]
+    reach = size // 2 * dilation
+    x = F.pad(x, (reach,) * 4)
+    windows = [
+        x[..., reach + dy : reach + dy + h, reach + dx : reach + dx + w]
+        for dy, dx in _offsets(size, dilation)
+    ]
+    return torch.stack(windows, dim=2)
+
+
+def _offsets(size: int, dilation: int) -> list[tuple[int, int]]:
+    """(rows, columns) from a pixel to its neighbours; the k-th is the last but k's opposite."""
+    steps = range(-(size // 2) * dilation, size // 2 * dilation + 1, dilation)
+    return [(dy, dx) for dy in steps for dx in steps if (dy, dx) != (0, 0)]
 
 
 def lab_at_stride(image: UInt8[Tensor, "3 h w"], stride: int) -> Float[Tensor, "3 h2 w2"]:
@@ -73,35 +82,50 @@ def projection_loss(
     return dice_loss(scores.amax(1), target.amax(1)) + dice_loss(scores.amax(2), target.amax(2))
 
 
-def pairwise_energy(
-    logits: Float[Tensor, "n h w"], size: int = 3, dilation: int = 2
-) -> Float[Tensor, "n k h w"]:
-    """-log P(pixel i and its neighbour j have the same label), for each neighbour.
-
-    log(p_i p_j + (1 - p_i)(1 - p_j)) from log-probabilities, which are zero outside the map.
-    """
-    inside, outside = F.logsigmoid(logits)[:, None], F.logsigmoid(-logits)[:, None]
-    both_in = inside + neighbours(inside, size, dilation)[:, 0]
-    both_out = outside + neighbours(outside, size, dilation)[:, 0]
-    return -torch.logaddexp(both_in, both_out)
-
-
 def pairwise_loss(
-    energy: Float[Tensor, "n k h w"],
-    similarity: Float[Tensor, "n k h w"],
-    box_masks: Bool[Tensor, "n h w"],
-    threshold: float = 0.3,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Sum of the energies of like-coloured pairs inside the boxes, and the number of pairs."""
-    weight = (similarity >= threshold) & box_masks[:, None]
-    return (energy * weight).sum(), weight.sum().to(energy.dtype)
+    logits: Float[Tensor, "n h w"],
+    weights: Float[Tensor, "n k h w"] | Bool[Tensor, "n k h w"],
+    size: int = 3,
+    dilation: int = 2,
+) -> Float[Tensor, ""]:
+    """-log P(a pixel and its neighbour have the same label), summed over weighted pairs.
+
+    -log(p q + (1 - p)(1 - q)) = s(a) + s(b) - s(a + b), with s(x) = log(1 + e^x) and p, q the
+    sigmoids of the pixels' logits a, b. It is the same from either side and computed once.
+
+    Args:
+        logits: (N, H, W) of the masks.
+        weights: (N, K, H, W) of each pixel's K neighbours; those outside the map do not count.
+        size: of the window.
+        dilation: of the window.
+    """
+    h, w = logits.shape[-2:]
+    offsets = _offsets(size, dilation)
+    soft = F.softplus(logits)
+    total = soft.sum() * 0
+    for k in range(len(offsets) // 2, len(offsets)):
+        dy, dx = offsets[k]
+        here = (..., slice(0, max(h - dy, 0)), slice(max(-dx, 0), max(w - max(dx, 0), 0)))
+        there = (..., slice(dy, h), slice(max(dx, 0), max(w + min(dx, 0), 0)))
+        energy = soft[here] + soft[there] - F.softplus(logits[here] + logits[there])
+        weight = weights[:, k][here].to(energy.dtype) + weights[:, -1 - k][there]
+        total = total + (energy * weight).sum()
+    return total
 
 
-def box_masks(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Bool[Tensor, "n h w"]:
-    """Filled boxes on a canvas (H, W): rows int(y1) to int(y2 + 1) - 1, columns likewise."""
+def box_masks(
+    boxes: Float[Tensor, "n 4"], size: tuple[int, int], stride: int = 1
+) -> Bool[Tensor, "n h w"]:
+    """Filled boxes on a canvas (H, W): rows int(y1) to int(y2 + 1) - 1, columns likewise.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels.
+        size: (H, W) of the canvas.
+        stride: only the pixels at stride // 2, stride // 2 + stride, ... are made.
+    """
     x1, y1, x2, y2 = boxes[..., None].unbind(1)
-    y = torch.arange(size[0], device=boxes.device)
-    x = torch.arange(size[1], device=boxes.device)
+    y = torch.arange(stride // 2, size[0], stride, device=boxes.device)
+    x = torch.arange(stride // 2, size[1], stride, device=boxes.device)
     rows = (y >= y1.long()) & (y < (y2 + 1).long())
     columns = (x >= x1.long()) & (x < (x2 + 1).long())
     return rows[:, :, None] & columns[:, None]

@@ -23,7 +23,7 @@ from condseg.ops.boxes import centerness
 from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.ops.losses import dice_loss
 from condseg.ops.masks import aligned_upsample, sample_at_stride
-from condseg.structures import Assignment, DensePredictions, ImageInfo, MaskQueries, Targets
+from condseg.structures import Assignment, Batch, DensePredictions, ImageInfo, MaskQueries, Targets
 from condseg.weights.adelaidet import convert_adelaidet
 
 BOTH = {True, False}
@@ -388,13 +388,12 @@ def boxinst_losses(case: Case) -> None:
     projection = boxinst.projection_loss(logits[:, 0].sigmoid(), boxes).mean()
     case.check("out.loss_prj", projection, rel=1e-5)
     case.check("grad_prj.mask_logits", torch.autograd.grad(projection, logits)[0], rel=1e-4)
-    energy = boxinst.pairwise_energy(logits[:, 0], *window)
+    weights = torch.ones(len(boxes), *similarity.shape, requires_grad=True)
+    energy = torch.autograd.grad(boxinst.pairwise_loss(logits[:, 0], weights, *window), weights)[0]
     case.check("out.pairwise_map", energy, rel=1e-5)
-    total, count = boxinst.pairwise_loss(
-        energy, similarity.expand_as(energy), boxes, args["color_thresh"]
-    )
-    case.check("out.pairwise_weight_sum", count)
-    pairwise = total / count.clamp(min=1)
+    pairs = (similarity >= args["color_thresh"]) & boxes[:, None]
+    case.check("out.pairwise_weight_sum", pairs.sum().float())
+    pairwise = boxinst.pairwise_loss(logits[:, 0], pairs, *window) / pairs.sum().clamp(min=1)
     case.check("out.loss_pairwise", pairwise, rel=1e-5)
     case.check("grad_pairwise.mask_logits", torch.autograd.grad(pairwise, logits)[0], rel=1e-4)
 
@@ -574,7 +573,8 @@ def check_training(case: Case, network: CondInst) -> None:
     expected = [case.expected(f"out.{name}") for name in names]
     assert rows(object_index, points, levels) == rows(*expected)
 
-    losses = criterion(network, dense, targets)
+    infos = tuple(ImageInfo(j, "", size, size) for j, size in enumerate(sizes))
+    losses = criterion(network, dense, Batch(batch, tuple(targets), infos))
     ours = {
         "loss_fcos_cls": "loss_cls",
         "loss_fcos_loc": "loss_box",

@@ -12,7 +12,7 @@ from condseg.models.assigner import Assigner
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.models.fcos_head import FCOSHead
 from condseg.models.mask_branch import MaskBranch
-from condseg.structures import DensePredictions, ImageInfo, MaskQueries, Targets
+from condseg.structures import Batch, DensePredictions, ImageInfo, MaskQueries, Targets
 
 
 def tiny(**options: object) -> CondInst:
@@ -166,7 +166,9 @@ def test_losses_are_finite_whatever_is_in_the_pictures(
     network = tiny(semantic_loss=semantic).train()
     boxes = [(4, 4, 40, 40), (20, 10, 90, 60), (50, 30, 60, 44)]
     targets = [rectangles(*boxes[:n]) for n in counts]
-    losses = Criterion()(network, network(pictures(2), [(64, 96)] * 2), targets)
+    infos = tuple(ImageInfo(i, "", (64, 96), (64, 96)) for i in range(2))
+    batch = Batch(pictures(2), tuple(targets), infos)
+    losses = Criterion()(network, network(batch.images, batch.sizes), batch)
     expected = {"loss_cls", "loss_box", "loss_centerness", "loss_mask"}
     assert set(losses) == expected | ({"loss_semantic"} if semantic else set())
     total = torch.stack(list(losses.values())).sum()

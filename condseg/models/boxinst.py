@@ -1,0 +1,108 @@
+"""BoxInst's mask loss: masks learned from boxes and the colours of the picture."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from condseg.ops import boxinst
+from condseg.ops.distributed import mean_over_ranks
+from condseg.ops.masks import sample_at_stride
+from condseg.structures import Batch
+
+
+class BoxInstLoss(nn.Module):
+    """Projection and pairwise losses of the masks of objects of which only the boxes are known.
+
+    The projection loss holds a mask's extent in x and y against its box. The pairwise loss wants
+    neighbours inside the box that look alike to have the same label; it grows linearly from 0 to
+    its full weight over the first ``warmup_steps`` steps, which are counted in the checkpoint.
+
+    Args:
+        threshold: colour similarity from which on neighbours count as alike, 0..1.
+        size: side of the window of neighbours, odd.
+        dilation: distance of the neighbours, in cells of the masks.
+        warmup_steps: see above; 0 gives the full weight at once.
+        bottom_pixels_removed: rows of the original picture, at its bottom, whose colours are not
+            looked at: many pictures of COCO have a border there.
+
+    Raises:
+        ValueError: a value is outside its range.
+
+    Source:
+        BoxInst (CVPR 2021), equations 2 to 8; section 4 for the warm-up.
+    """
+
+    steps: Tensor
+
+    def __init__(
+        self,
+        threshold: float = 0.3,
+        size: int = 3,
+        dilation: int = 2,
+        warmup_steps: int = 10_000,
+        bottom_pixels_removed: int = 10,
+    ) -> None:
+        super().__init__()
+        if not 0 < threshold <= 1:
+            raise ValueError(f"pairwise threshold is {threshold}; above 0 up to 1 is allowed")
+        if size < 3 or size % 2 == 0:
+            raise ValueError(f"pairwise size is {size}; 3, 5, 7, ... are allowed")
+        for name, value, least in (
+            ("pairwise dilation", dilation, 1),
+            ("pairwise warmup_steps", warmup_steps, 0),
+            ("bottom_pixels_removed", bottom_pixels_removed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; {least} or more is allowed")
+        self.threshold = threshold
+        self.size, self.dilation = size, dilation
+        self.warmup_steps = warmup_steps
+        self.bottom_pixels_removed = bottom_pixels_removed
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(
+        self,
+        logits: Float[Tensor, "p h4 w4"],
+        boxes: Float[Tensor, "p 4"],
+        image_index: Int64[Tensor, " p"],
+        batch: Batch,
+        stride: int,
+    ) -> tuple[Float[Tensor, " p"], Float[Tensor, ""]]:
+        """The projection loss of each mask, and the warmed-up pairwise loss of all together.
+
+        Args:
+            logits: of P masks.
+            boxes: of their objects, in pixels of the input.
+            image_index: (P,) picture of each mask.
+            batch: the pictures and their sizes.
+            stride: pixels of the input a cell of the masks.
+        """
+        if self.training:
+            self.steps += 1
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        inside = boxinst.box_masks(boxes, size, stride)
+        projection = boxinst.projection_loss(logits.sigmoid(), inside)
+
+        alike = self.color_similarity(batch, stride) >= self.threshold
+        pairs = alike[image_index] & inside[:, None]
+        pairwise = boxinst.pairwise_loss(logits, pairs, self.size, self.dilation)
+        pairwise = pairwise / mean_over_ranks(pairs.sum().float()).clamp(min=1)
+        if self.warmup_steps:
+            pairwise = pairwise * (self.steps / self.warmup_steps).clamp(max=1)
+        return projection, pairwise
+
+    @torch.no_grad()
+    def color_similarity(self, batch: Batch, stride: int) -> Float[Tensor, "b k h4 w4"]:
+        """How alike neighbours look in each picture; 0 for those that are not in it."""
+        similarity = []
+        for image, info in zip(batch.images, batch.infos, strict=True):
+            height, width = info.size
+            removed = int(self.bottom_pixels_removed * height / info.original_size[0])
+            valid = torch.zeros(1, *image.shape[1:], dtype=torch.bool, device=image.device)
+            valid[:, : height - removed, :width] = True
+            lab = boxinst.lab_at_stride(image, stride)
+            valid = sample_at_stride(valid, stride)[0]
+            similarity.append(boxinst.color_similarity(lab, valid, self.size, self.dilation))
+        return torch.stack(similarity)
