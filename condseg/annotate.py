@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from condseg.data.images import read_image
+from condseg.data.images import read_depth, read_image
 from condseg.evaluation import to_records
 from condseg.predict import Predictor
 from condseg.structures import Detections, ImageInfo
@@ -45,6 +47,62 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     return list(found.values()), without
 
 
+def find_depths(
+    predictor: Predictor, pictures: Sequence[Path], depth: str | Path | None
+) -> list[Path | None]:
+    """The depth map of each picture, where the predictor's network takes depth.
+
+    Args:
+        predictor: the model.
+        pictures: files.
+        depth: the depth map of the one picture, or a folder in which each picture's has its name
+            and the suffix .png.
+
+    Raises:
+        ValueError: the network takes depth and none is given, or the other way round; or two
+            pictures would share a depth map.
+    """
+    if depth is None:
+        if predictor.network.takes_depth:
+            raise ValueError(
+                "the checkpoint's network takes depth; --depth is needed: the depth map (16-bit "
+                "PNG) of the one picture, or a folder in which each picture's has its name"
+            )
+        return [None] * len(pictures)
+    if not predictor.network.takes_depth:
+        raise ValueError(f"depth is {str(depth)!r}, but the checkpoint's network takes none")
+    place = Path(depth)
+    maps: list[Path | None] = [place]
+    if place.is_dir():
+        maps = [place / f"{picture.stem}.png" for picture in pictures]
+        shared = [str(p) for p, path in zip(pictures, maps, strict=True) if maps.count(path) > 1]
+    else:
+        maps, shared = [place] * len(pictures), [str(p) for p in pictures]
+    if len(shared) > 1:
+        raise ValueError(
+            f"depth is {str(depth)!r}, in which {', '.join(shared[:3])} have the same depth map; "
+            "one for each is allowed"
+        )
+    return maps
+
+
+def read_pair(
+    picture: Path, depth: Path | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
+    """A picture and its depth map; None where there is no file of it.
+
+    Raises:
+        ValueError: a file cannot be read, or their sizes differ.
+    """
+    image: NDArray[np.uint8] = read_image(picture)
+    if depth is None:
+        return image, None
+    try:
+        return image, read_depth(depth, (image.shape[0], image.shape[1]))
+    except ValueError as error:
+        raise ValueError(f"{picture}: {error}") from error
+
+
 def output_paths(pictures: Sequence[Path], folder: Path) -> list[Path]:
     """Where each picture's drawing goes: ``folder``, its own name, .jpg for JPEGs, else .png.
 
@@ -70,6 +128,7 @@ def annotate(
     output: str | Path = "out",
     score: float = 0.4,
     write_json: bool = False,
+    depth: str | Path | None = None,
 ) -> int:
     """Finds the instances of each picture, draws them, and prints what was found.
 
@@ -82,12 +141,14 @@ def annotate(
         output: folder of the drawings, and of ``detections.json``.
         score: instances below it are neither drawn nor written.
         write_json: write the instances in COCO's format, too.
+        depth: depth map of the one picture, or a folder of them, see :func:`find_depths`.
 
     Returns:
         How many inputs could not be done.
 
     Raises:
-        ValueError: no input means a picture, or ``score`` is outside its range.
+        ValueError: no input means a picture, ``score`` is outside its range, or the network
+            takes depth and there is none.
     """
     if not 0 <= score <= 1:
         raise ValueError(f"score is {score}; 0..1 is allowed")
@@ -95,20 +156,21 @@ def annotate(
     if not pictures:
         raise ValueError(f"found no pictures in {', '.join(map(repr, without))}")
     errors = [f"found no pictures in {text!r}" for text in without]
+    depths = find_depths(predictor, pictures, depth)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
-    for number, (picture, target) in enumerate(
-        zip(pictures, output_paths(pictures, folder), strict=True), start=1
+    for number, (picture, depth_map, target) in enumerate(
+        zip(pictures, depths, output_paths(pictures, folder), strict=True), start=1
     ):
         try:
-            image = read_image(picture)
+            image, distances = read_pair(picture, depth_map)
         except ValueError as error:
             errors.append(str(error))
             continue
         start = time.perf_counter()
-        found = predictor(image)
+        found = predictor(image, distances)
         seconds = time.perf_counter() - start
         size = height, width = image.shape[:2]
         shown = above(found, score)

@@ -265,6 +265,9 @@ class CommandLine(LightningCLI):
             "data.num_classes", "model.network.num_classes", apply_on="instantiate"
         )
         parser.link_arguments("data.supervision", "model.criterion.supervision")
+        parser.link_arguments(
+            "model.network.depth_channels", "data.depth", compute_fn=_is_given, apply_on="parse"
+        )
 
     @property
     def name(self) -> str:
@@ -439,6 +442,10 @@ def find_checkpoint(asked: str | None, runs: Path, command: str = "") -> Path | 
 def _version(folder: Path) -> int:
     number = folder.name.removeprefix("version_")
     return int(number) if number.isdigit() else -1
+
+
+def _is_given(value: object) -> bool:
+    return value is not None
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

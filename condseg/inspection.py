@@ -28,8 +28,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from condseg.annotate import find_pictures
-from condseg.data.images import read_image
+from condseg.annotate import find_depths, find_pictures, read_pair
 from condseg.data.transforms import resized
 from condseg.layers import (
     CondConv2d,
@@ -344,17 +343,23 @@ def short_names(layers: Sequence[LayerRecord]) -> list[str]:
     return [".".join(p[common:]) for p in parts]
 
 
-def inspect(predictor: Predictor, inputs: Sequence[str], score: float = 0.4) -> Inspection:
+def inspect(
+    predictor: Predictor,
+    inputs: Sequence[str],
+    score: float = 0.4,
+    depth: str | Path | None = None,
+) -> Inspection:
     """Run the model on pictures and watch its dynamic layers.
 
     Args:
         predictor: the model; at each picture alone, as it predicts.
         inputs: picture files, folders, patterns.
         score: least score at which a detection says that its class is in the picture.
+        depth: depth map of the one picture, or a folder of them, for a network that takes depth.
 
     Raises:
-        ValueError: the model has no dynamic layer, no picture was found or could be read, or
-            ``score`` is outside 0..1.
+        ValueError: the model has no dynamic layer, no picture was found or could be read,
+            ``score`` is outside 0..1, or the network takes depth and there is none.
     """
     if not 0 <= score <= 1:
         raise ValueError(f"score is {score}; 0..1 is allowed")
@@ -368,16 +373,16 @@ def inspect(predictor: Predictor, inputs: Sequence[str], score: float = 0.4) -> 
     pictures: list[Path] = []
     classes: dict[str, list[int]] = {}
     with _watch(predictor.network) as watched:
-        for path in files:
+        for path, depth_map in zip(files, find_depths(predictor, files, depth), strict=True):
             try:
-                image = read_image(path)
+                image, distances = read_pair(path, depth_map)
             except ValueError as error:
                 failed.append(str(error))
                 continue
             restored = predictor.restored
             size = resized(image.shape[:2], restored.short_side, restored.max_long_side)
             watched.begin(len(pictures), size)
-            found = predictor(image)
+            found = predictor(image, distances)
             for label in sorted(set(found.labels[found.scores >= score].tolist())):
                 classes.setdefault(predictor.names[label], []).append(len(pictures))
             pictures.append(path)

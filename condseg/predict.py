@@ -121,19 +121,25 @@ class Predictor:
             )
         return cls(restore(path), device, score_threshold, max_detections)
 
-    def __call__(self, image: NDArray[np.uint8]) -> Detections:
+    def __call__(
+        self, image: NDArray[np.uint8], depth: NDArray[np.uint16] | None = None
+    ) -> Detections:
         """The instances of one picture in its own pixels, best first, on the CPU.
 
         Args:
             image: (H, W, 3) RGB, 0..255, as ``condseg.data.images.read_image`` gives it.
+            depth: (H, W), as ``read_depth`` of the same gives it, for a network that takes depth.
+
+        Raises:
+            ValueError: an array of another kind, or depth where none is taken, or none where it is.
         """
-        return self.predict(collate([self._sample(image)]))[0]
+        return self.predict(collate([self._sample(image, depth)]))[0]
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> list[Detections]:
         """The instances of each picture of a batch in its original pixels, on the CPU."""
         batch = batch.to(self.device, non_blocking=True)
-        dense = self.network(batch.images, batch.sizes)
+        dense = self.network(batch.images, batch.sizes, batch.depth)
         found = self.postprocess(self.network, dense, batch.infos)
         return [
             Detections(f.boxes.cpu(), f.scores.cpu(), f.labels.cpu(), f.masks.cpu()) for f in found
@@ -142,11 +148,12 @@ class Predictor:
     def watched(self, stages: Stages) -> AbstractContextManager[None]:
         """A context in which :meth:`predict` is charged to stages.
 
-        They are "pre-process", "backbone", "FPN", "heads" (FCOS's and the mask branch),
-        "decode + NMS", "mask head" (and its controller) and "post-process" (masks to the
-        picture's size).
+        They are "pre-process", "backbone", "FPN", "heads" (FCOS's, the mask branch
+        and its guide from depth), "decode + NMS", "mask head" (and its controller) and
+        "post-process" (masks to the picture's size).
         """
         network = self.network
+        depth = network.depth_encoder
         return stages.watching(
             (self, "predict", "post-process"),
             (network, "forward", "pre-process"),
@@ -154,18 +161,25 @@ class Predictor:
             (network.fpn, "forward", "FPN"),
             (network.head, "forward", "heads"),
             (network.mask_branch, "forward", "heads"),
+            *([] if depth is None else [(depth, "forward", "heads")]),
             (self, "postprocess", "decode + NMS"),
             (network, "queries", "mask head"),
             (network, "mask_logits", "mask head"),
             (self.postprocess, "paste", "post-process"),
         )
 
-    def _sample(self, image: NDArray[np.uint8]) -> Sample:
+    def _sample(self, image: NDArray[np.uint8], depth: NDArray[np.uint16] | None) -> Sample:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"image is {image.dtype} of shape {image.shape}; uint8 (height, width, 3) is needed"
             )
-        resized = self.transform(image=image)["image"]
+        if depth is not None and (depth.shape != image.shape[:2] or depth.dtype != np.uint16):
+            raise ValueError(
+                f"depth is {depth.dtype} of shape {depth.shape}; uint16 {image.shape[:2]} is needed"
+            )
+        maps = {} if depth is None else {"depth": depth}
+        done = self.transform(image=image, **maps)
+        resized = done["image"]
         height, width = resized.shape[:2]
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         nothing = Targets(
@@ -173,7 +187,9 @@ class Predictor:
             torch.zeros(0, dtype=torch.int64),
             torch.zeros(0, height, width, dtype=torch.bool),
         )
-        return Sample(pixels, nothing, ImageInfo(0, "", image.shape[:2], (height, width)))
+        distances = torch.from_numpy(done["depth"].astype(np.float32)) if maps else None
+        info = ImageInfo(0, "", image.shape[:2], (height, width))
+        return Sample(pixels, nothing, info, distances)
 
 
 def evaluate(
@@ -185,6 +201,7 @@ def evaluate(
     workers: int = 2,
     output: str | Path | None = None,
     stages: Stages | None = None,
+    visibility: tuple[float, float] | None = None,
 ) -> tuple[Report, float]:
     """Box and mask AP over a set, on the processes that torchrun started, or on this one.
 
@@ -200,6 +217,8 @@ def evaluate(
         output: folder for ``results_box.json``, ``results_mask.json`` (COCO's results format) and
             ``summary.json``; None writes nothing.
         stages: is told where this process's time goes.
+        visibility: judge the objects in this range of visibility alone, see
+            :class:`CocoEvaluator`.
 
     Returns:
         The report, the same on each process, and pictures per second, of all together.
@@ -214,9 +233,9 @@ def evaluate(
     files = _val_files(predictor.restored.data, data, annotations, images)
     stages = Stages(predictor.device) if stages is None else stages
     with _process_group() as (rank, world_size):
-        dataset = CocoDataset(*files, predictor.transform)
+        dataset = CocoDataset(*files, predictor.transform, depth=predictor.network.takes_depth)
         limit = predictor.postprocess.max_detections
-        evaluator = CocoEvaluator(files[0], predictor.categories, limit)
+        evaluator = CocoEvaluator(files[0], predictor.categories, limit, visibility)
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch_size,
@@ -244,6 +263,7 @@ def evaluate(
                 "images": str(files[1]),
                 "score_threshold": predictor.postprocess.score_threshold,
                 "max_detections": limit,
+                "visibility": visibility,
                 "pictures_per_second": report.images / seconds,
                 "seconds_by_stage": stages.seconds,
             }

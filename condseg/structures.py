@@ -77,11 +77,14 @@ class Sample:
         image: (3, H, W) RGB, 0..255.
         targets: its objects, in the same pixels.
         info: where it comes from.
+        depth: (H, W) distance of what each pixel shows, in the file's own unit; 0 where it was
+            not measured. None where the network takes no depth.
     """
 
     image: UInt8[Tensor, "3 h w"]
     targets: Targets
     info: ImageInfo
+    depth: Float[Tensor, "h w"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +95,20 @@ class Batch:
         images: (B, 3, H, W) RGB, 0..255; the network normalises, then blanks the padding.
         targets: B entries, masks padded to H x W.
         infos: B entries.
+        depth: (B, H, W), of all samples or of none; the padding is 0 like what was not measured.
     """
 
     images: UInt8[Tensor, "b 3 h w"]
     targets: tuple[Targets, ...]
     infos: tuple[ImageInfo, ...]
+    depth: Float[Tensor, "b h w"] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return replace(
             self,
             images=self.images.to(device, non_blocking=non_blocking),
             targets=tuple(t.to(device, non_blocking) for t in self.targets),
+            depth=None if self.depth is None else self.depth.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Batch:
@@ -110,6 +116,7 @@ class Batch:
             self,
             images=self.images.pin_memory(),
             targets=tuple(t.pin_memory() for t in self.targets),
+            depth=None if self.depth is None else self.depth.pin_memory(),
         )
 
     @property

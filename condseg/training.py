@@ -61,13 +61,13 @@ class CondInstModule(LightningModule):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch by name; what is minimised is their sum."""
-        dense = self.network(batch.images, batch.sizes)
+        dense = self.network(batch.images, batch.sizes, batch.depth)
         losses: dict[str, Tensor] = self.criterion(self.network, dense, batch)
         return losses
 
     def predict(self, batch: Batch) -> list[Detections]:
         """The detections in each picture, in its original pixels."""
-        dense = self.network(batch.images, batch.sizes)
+        dense = self.network(batch.images, batch.sizes, batch.depth)
         return self.postprocess(self.network, dense, batch.infos)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -41,6 +41,7 @@ def test_those_of_the_readme_are_there() -> None:
         "condinst_r50_sem.yaml",
         "tabletop.yaml",
         "quickstart.yaml",
+        "condinst_rgbd.yaml",
     }
 
 
@@ -111,3 +112,14 @@ def test_quickstart(tmp_path: Path) -> None:
     assert parts(cli.model, ODConv2d) > 0
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     assert any(isinstance(callback, ExponentialAveraging) for callback in callbacks)
+
+
+def test_rgbd_is_the_quickstart_with_depth() -> None:
+    quickstart, rgbd = (
+        yaml.safe_load((tiny.CONFIGS / name).read_text())
+        for name in ("quickstart.yaml", "condinst_rgbd.yaml")
+    )
+    network = rgbd["model"]["network"]
+    assert network.pop("depth_channels") > 0
+    assert network.pop("mask_filter") == {"class_path": "condseg.layers.DynamicDilatedPyramid2d"}
+    assert rgbd == quickstart

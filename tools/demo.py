@@ -16,6 +16,7 @@ def main() -> int:
     )
     parser.add_argument("inputs", nargs="+", help="picture files, folders, patterns")
     parser.add_argument("--checkpoint", help="default: the newest run's best")
+    parser.add_argument("--depth", help="depth map (16-bit PNG) of the picture, or their folder")
     parser.add_argument("--score", type=float, default=0.4, help="least score that is shown")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", default="out", help="folder of the drawings")
@@ -26,7 +27,8 @@ def main() -> int:
         from condseg.predict import Predictor
 
         predictor = Predictor.from_checkpoint(args.checkpoint, args.device)
-        failed = annotate(predictor, args.inputs, args.output, args.score, args.json)
+        options = args.output, args.score, args.json, args.depth
+        failed = annotate(predictor, args.inputs, *options)
     return 1 if failed else 0
 
 

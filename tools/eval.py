@@ -25,7 +25,15 @@ def main() -> None:
     parser.add_argument("--score_threshold", type=float, help="default: as in the training")
     parser.add_argument("--max_detections", type=int, help="a picture; default: as in the training")
     parser.add_argument("--output", default="out/eval", help="folder of the JSON files")
+    parser.add_argument(
+        "--visibility",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="judge only objects of which this share shows, such as 0 0.7 for occluded ones",
+    )
     args = vars(parser.parse_args())
+    args["visibility"] = args["visibility"] and tuple(args["visibility"])
     settings = [args.pop(k) for k in ("checkpoint", "device", "score_threshold", "max_detections")]
     with user_errors():
         from condseg.predict import Predictor, evaluate, is_main_process

@@ -19,6 +19,7 @@ def main() -> int:
     )
     parser.add_argument("inputs", nargs="+", help="picture files, folders, patterns")
     parser.add_argument("--checkpoint", help="default: the newest run's best")
+    parser.add_argument("--depth", help="depth map (16-bit PNG) of the picture, or their folder")
     parser.add_argument(
         "--score",
         type=float,
@@ -39,7 +40,7 @@ def main() -> int:
 
         checkpoint = args.checkpoint or newest_best()
         predictor = Predictor.from_checkpoint(checkpoint, args.device)
-        seen = inspect(predictor, args.inputs, args.score)
+        seen = inspect(predictor, args.inputs, args.score, args.depth)
         note = {"checkpoint": str(checkpoint)}
         files = write_figures(seen, Path(args.output), args.figures, **note)
     print(seen.table())

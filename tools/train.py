@@ -19,5 +19,6 @@ if __name__ == "__main__":
         best = folder / "checkpoints" / "best.ckpt"
         print(f"\ncheckpoints, metrics.csv and pictures are in {folder}\nnext:")
         print(f"  python tools/eval.py --checkpoint {best}")
-        picture = min(cli.datamodule.val_files[1].iterdir())
-        print(f"  python tools/demo.py --checkpoint {best} {picture}")
+        picture, depth = cli.datamodule.val_dataset.files(0)
+        also = f" --depth {depth}" if depth else ""
+        print(f"  python tools/demo.py --checkpoint {best} {picture}{also}")

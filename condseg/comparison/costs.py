@@ -75,7 +75,7 @@ def measure(
 def _forward(network: CondInst, batch: Batch) -> Run:
     def run() -> None:
         with torch.inference_mode():
-            network(batch.images, batch.sizes)
+            network(batch.images, batch.sizes, batch.depth)
 
     return run
 

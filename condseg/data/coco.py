@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from condseg.data.images import read_image
+from condseg.data.images import read_depth, read_image
 from condseg.data.masks import Segmentation, check_segmentation, from_layers, to_layers
 from condseg.data.transforms import seed_transform
 from condseg.structures import ImageInfo, Sample, Size, Supervision, Targets
@@ -55,6 +55,7 @@ class _Picture:
     labels: list[int]
     segmentations: list[Segmentation | None]
     boxes: dict[int, tuple[float, float, float, float]]
+    depth_file: str | None = None
 
 
 class Records:
@@ -104,6 +105,9 @@ class CocoDataset(Dataset[Sample]):
             without a segmentation (missing, null or empty).
         mask_fraction: with "mixed", the part of the pictures whose segmentations are read at all,
             chosen by a hash of the image id: the pictures of 0.2 are among those of 0.5.
+        depth: read the depth maps, too: 16-bit PNGs of the pictures' sizes that the pictures'
+            entries name as ``depth_file``, relative to the json's folder; 0 is no measurement.
+            Each picture must have one.
 
     Attributes:
         categories: sorted by id; labels 0..K-1 are positions in it.
@@ -126,17 +130,19 @@ class CocoDataset(Dataset[Sample]):
         seed: int = 0,
         supervision: Supervision = "masks",
         mask_fraction: float = 1.0,
+        depth: bool = False,
     ) -> None:
         self.annotation_file = Path(annotation_file)
         self.image_dir = Path(image_dir)
         self.transform = transform
         self.seed = seed
+        self.depth = depth
         content = _load_json(self.annotation_file)
         reader = _Reader(self.annotation_file, content, supervision, mask_fraction)
         pictures = reader.pictures()
         self.categories = reader.categories
         self.counts = reader.counts
-        self._check_files(picture.file_name for picture in pictures)
+        self._check_files("picture", (self.image_dir / picture.file_name for picture in pictures))
         if skip_empty:
             self.counts["pictures without objects left out"] = sum(
                 not picture.labels for picture in pictures
@@ -144,6 +150,8 @@ class CocoDataset(Dataset[Sample]):
             pictures = [picture for picture in pictures if picture.labels]
         if not pictures:
             raise ValueError(f"{self.annotation_file}: no pictures with objects in it")
+        if depth:
+            self._check_depth(pictures)
         self.sizes = np.array([picture.size for picture in pictures])
         self.image_ids = np.array([picture.image_id for picture in pictures])
         self._records = Records(pictures)
@@ -159,11 +167,13 @@ class CocoDataset(Dataset[Sample]):
         image = self._read(picture)
         layers = to_layers(picture.segmentations, picture.size)
         alone = np.array([(*box, n) for n, box in picture.boxes.items()], np.float32).reshape(-1, 5)
+        maps = {"depth": self._read_depth(picture)} if self.depth else {}
         if self.transform is not None:
             seed_transform(self.transform, self.seed, epoch, index)
-            done = self.transform(image=image, masks=layers, bboxes=alone)
+            done = self.transform(image=image, masks=layers, bboxes=alone, **maps)
             image, layers = done["image"], np.asarray(done["masks"])
             alone = np.asarray(done["bboxes"], np.float32).reshape(-1, 5)
+            maps = {name: done[name] for name in maps}
         left, masks, boxes = from_layers(layers, len(picture.labels))
         if len(alone):
             left, masks, boxes = _add_boxes(left, masks, boxes, alone)
@@ -182,7 +192,13 @@ class CocoDataset(Dataset[Sample]):
                 original_size=picture.size,
                 size=(image.shape[0], image.shape[1]),
             ),
+            depth=torch.from_numpy(maps["depth"].astype(np.float32)) if self.depth else None,
         )
+
+    def files(self, index: int) -> tuple[Path, Path | None]:
+        """The picture's file and its depth map's; None where no depth is read."""
+        picture: _Picture = self._records[index]
+        return self.image_dir / picture.file_name, self._depth_path(picture)
 
     @property
     def vanished(self) -> int:
@@ -207,11 +223,39 @@ class CocoDataset(Dataset[Sample]):
             f"(height x width), {self.annotation_file} says {picture.size[0]}x{picture.size[1]}"
         )
 
-    def _check_files(self, names: Iterable[str]) -> None:
+    def _depth_path(self, picture: _Picture) -> Path | None:
+        if not self.depth:
+            return None
+        assert picture.depth_file is not None  # _check_depth
+        return self.annotation_file.parent / picture.depth_file
+
+    def _read_depth(self, picture: _Picture) -> np.ndarray:
+        path = self._depth_path(picture)
+        assert path is not None
+        try:
+            return read_depth(path, picture.size)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.annotation_file}: image {picture.image_id} ({picture.file_name}): {error}"
+            ) from error
+
+    def _check_depth(self, pictures: list[_Picture]) -> None:
+        without = [picture for picture in pictures if not picture.depth_file]
+        if without:
+            few = ", ".join(f"{p.image_id} ({p.file_name})" for p in without[:3])
+            raise ValueError(
+                f"{self.annotation_file}: {len(without)} of {len(pictures)} pictures have no "
+                f"depth_file: image {few}{', ...' if len(without) > 3 else ''}; allowed is one for "
+                "each picture, or a network without depth (model.network.depth_channels null)"
+            )
+        folder = self.annotation_file.parent
+        self._check_files("depth map", (folder / str(p.depth_file) for p in pictures))
+        self.counts["depth maps"] = len(pictures)
+
+    def _check_files(self, kind: str, paths: Iterable[Path]) -> None:
         """Lists each folder once, which is much faster than asking for each file."""
         by_folder: dict[Path, list[str]] = defaultdict(list)
-        for name in names:
-            path = self.image_dir / name
+        for path in paths:
             by_folder[path.parent].append(path.name)
         missing: list[Path] = []
         for folder, wanted in by_folder.items():
@@ -221,7 +265,7 @@ class CocoDataset(Dataset[Sample]):
             few = ", ".join(str(path) for path in missing[:3])
             raise ValueError(
                 f"{self.annotation_file}: {len(missing)} of "
-                f"{sum(map(len, by_folder.values()))} picture files are missing: {few}"
+                f"{sum(map(len, by_folder.values()))} {kind} files are missing: {few}"
                 f"{', ...' if len(missing) > 3 else ''}"
             )
 
@@ -312,7 +356,11 @@ class _Reader:
         for side in ("height", "width"):
             if type(entry.get(side)) is not int or entry[side] < 1:
                 self._fail(where, side, entry.get(side), "an integer of 1 or more")
-        return _Picture(entry["id"], str(name), (entry["height"], entry["width"]), [], [], {})
+        depth = entry.get("depth_file")
+        if not isinstance(depth, str | None):
+            self._fail(where, "depth_file", depth, "a path relative to this file's folder, or none")
+        size = entry["height"], entry["width"]
+        return _Picture(entry["id"], str(name), size, [], [], {}, depth)
 
     def _add(
         self, entry: dict[str, Any], pictures: dict[int, _Picture], labels: dict[int, int]

@@ -19,7 +19,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     Height and width become multiples of 32, the stride of the deepest map of the backbone.
 
     Args:
-        samples: one or more.
+        samples: one or more; all with depth or none.
     """
     assert samples
     height, width = (
@@ -31,8 +31,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         return F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]))
 
     targets = [sample.targets for sample in samples]
+    depths = [pad(sample.depth) for sample in samples if sample.depth is not None]
+    assert len(depths) in (0, len(samples))
     return Batch(
         images=torch.stack([pad(sample.image) for sample in samples]),
         targets=tuple(Targets(t.boxes, t.labels, pad(t.masks)) for t in targets),
         infos=tuple(sample.info for sample in samples),
+        depth=torch.stack(depths) if depths else None,
     )

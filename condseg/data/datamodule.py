@@ -98,6 +98,8 @@ class DataModule(pl.LightningDataModule):
         mask_fraction: with "mixed", the part of the pictures whose segmentations are read, the
             same pictures in each run.
         seed: of order and augmentation.
+        depth: read the pictures' depth maps, see :class:`CocoDataset`; in tools/train.py the
+            network says whether it wants them.
 
     Raises:
         DataNotFoundError: the files are not there.
@@ -129,6 +131,7 @@ class DataModule(pl.LightningDataModule):
         supervision: Supervision = "masks",
         mask_fraction: float = 1.0,
         seed: int = 0,
+        depth: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -152,6 +155,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
         self.skip_empty, self.group_by_aspect, self.seed = skip_empty, group_by_aspect, seed
         self.supervision, self.mask_fraction = supervision, mask_fraction
+        self.depth = depth
         folder = TABLETOP if root == "tabletop" else Path(root)
         self.train_files = find_files(folder, "train", train_annotations, train_images)
         self.val_files = find_files(folder, "val", val_annotations, val_images)
@@ -167,6 +171,7 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
             supervision=self.supervision,
             mask_fraction=self.mask_fraction,
+            depth=self.depth,
         )
         if dataset.categories != self.categories:
             ours, theirs = set(dataset.categories), set(self.categories)
@@ -182,7 +187,7 @@ class DataModule(pl.LightningDataModule):
     def val_dataset(self) -> CocoDataset:
         """The validation set, read when first asked for."""
         transform = resize_transform(self.val_short_side, self.max_long_side)
-        dataset = CocoDataset(*self.val_files, transform, seed=self.seed)
+        dataset = CocoDataset(*self.val_files, transform, seed=self.seed, depth=self.depth)
         rank_zero_info(dataset.summary())
         return dataset
 

@@ -1,12 +1,15 @@
-"""Picture files of every kind -> (H, W, 3) RGB, 0..255."""
+"""Picture files of every kind -> (H, W, 3) RGB, 0..255; depth maps -> (H, W)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps
+
+from condseg.structures import Size
 
 _DEPTHS = (8, 10, 12, 14, 16)
 
@@ -28,19 +31,55 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
         ValueError: the file is missing, empty, cut off, no picture, or of a kind without a
             defined white (32-bit, floating point); the message names it.
     """
-    path = Path(path)
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        return np.asarray(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+
+    return _read(Path(path), "picture", pixels)
+
+
+def read_depth(path: str | Path, size: Size) -> UInt16[np.ndarray, "h w"]:
+    """Reads a depth map: grey with 16 bits, in its own unit, 0 where nothing was measured.
+
+    Args:
+        path: the file, a PNG as a rule.
+        size: (height, width) that it must have, that of its picture.
+
+    Raises:
+        ValueError: the file is missing, empty, cut off, no depth map, or of another size; the
+            message names it.
+    """
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        values = np.asarray(image)
+        # Pillow has had 16-bit PNGs as 32-bit integers, too.
+        if not image.mode.startswith("I") or values.min() < 0 or values.max() >= 1 << 16:
+            raise ValueError(f"its pixels are of Pillow's mode {image.mode}; 16-bit grey is needed")
+        return values.astype(np.uint16)
+
+    depth = _read(Path(path), "depth map", pixels)
+    if depth.shape != size:
+        raise ValueError(
+            f"{path}: the depth map is {depth.shape[0]}x{depth.shape[1]} (height x width), its "
+            f"picture {size[0]}x{size[1]}; the same is allowed"
+        )
+    return depth
+
+
+def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """The pixels of a file; whatever is wrong with it is a ValueError that names it."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such picture file")
+        raise ValueError(f"{path}: no such {kind} file")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty (0 bytes); expected a picture")
+        raise ValueError(f"{path}: the file is empty (0 bytes); expected a {kind}")
     try:
         with Image.open(path) as image:
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+            return pixels(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{path}: cannot be read as a picture: {error}") from error
+        raise ValueError(f"{path}: cannot be read as a {kind}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

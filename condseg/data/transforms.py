@@ -1,4 +1,4 @@
-"""What is done to a picture, its masks and boxes before the network sees them (albumentations)."""
+"""What is done to a picture and all that lies on it before the network sees them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from condseg.structures import Size
 Flip = Literal["none", "horizontal", "both"]
 Sampling = Literal["choice", "range"]
 
+# Moved with the picture by the nearest pixel, for a mean of two depths is the depth of nothing.
+_DEPTH = {"depth": "mask"}
+
 
 def resized(size: Size, short_side: int, max_long_side: int) -> Size:
     """The size at which the short side is ``short_side``, or the long one its cap if that is less.
@@ -37,8 +40,8 @@ class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
     """Resizes the short side to one of several lengths, the long side capped.
 
     Pictures are shrunk by area (every source pixel counts, no aliasing) and enlarged bilinearly;
-    masks take the nearest pixel, pixel centres aligned, so that they do not drift against the
-    picture.
+    masks and depth take the nearest pixel, pixel centres aligned, so that they do not drift
+    against the picture.
 
     Args:
         short_sides: lengths in pixels.
@@ -139,7 +142,7 @@ def train_transform(
 def _compose(steps: list[A.BasicTransform]) -> A.Compose:
     """Boxes are xyxy in pixels, anything may stand behind; those below a pixel a side go."""
     boxes = A.BboxParams("pascal_voc", label_fields=[], min_width=1, min_height=1)
-    return A.Compose(steps, bbox_params=boxes)
+    return A.Compose(steps, bbox_params=boxes, additional_targets=_DEPTH)
 
 
 def check_sides(short_sides: Sequence[int], max_long_side: int) -> None:

@@ -82,9 +82,14 @@ class CocoEvaluator:
         categories: the model's class k at position k; the ids may have gaps.
         max_detections: the most that the model gives a picture. Above 100, pycocotools' default
             limit, the figures come a second time at this limit.
+        visibility: judge only objects whose ``visibility`` (an annotation's field, the share of
+            it that nothing hides, 0..1) lies in this range, both ends included. The others are
+            ignored as pycocotools ignores objects outside of a range of areas: what finds them
+            counts neither for nor against.
 
     Raises:
-        ValueError: the file is no COCO ground truth, or has none of the categories.
+        ValueError: the file is no COCO ground truth, or has none of the categories, or
+            ``visibility`` is no range, or an object has none.
     """
 
     def __init__(
@@ -92,10 +97,13 @@ class CocoEvaluator:
         annotation_file: str | Path,
         categories: Sequence[Category],
         max_detections: int = DEFAULT_LIMIT,
+        visibility: tuple[float, float] | None = None,
     ) -> None:
         self.annotation_file = str(annotation_file)
         self.max_detections = max_detections
         self._truth, self._notes = _load_truth(self.annotation_file)
+        if visibility is not None:
+            self._notes.append(_ignore_others(self._truth, visibility, self.annotation_file))
         self._categories = _match(categories, self._truth.cats)
         unknown = [c.name for c, own in zip(categories, self._categories, strict=True) if not own]
         if len(unknown) == len(categories):
@@ -301,6 +309,32 @@ def _load_truth(file: str) -> tuple[COCO, list[str]]:
     with redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth, notes
+
+
+def _ignore_others(truth: COCO, visibility: tuple[float, float], file: str) -> str:
+    """Ignores the objects outside a range of visibility; says how many are left.
+
+    pycocotools overwrites an annotation's own ``ignore``, and a crowd may be found many times; but
+    an area below all ranges of areas is ignored in each of them.
+    """
+    low, high = visibility
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"visibility is {low:g}..{high:g}; allowed is 0 <= low <= high <= 1")
+    objects = [a for a in truth.dataset["annotations"] if not a["iscrowd"]]
+    without = [a for a in objects if not isinstance(a.get("visibility"), int | float)]
+    if without:
+        raise ValueError(
+            f"{file}: {len(without)} of {len(objects)} objects have no visibility (a number 0..1), "
+            f"the first in image {without[0]['image_id']}; with visibility {low:g}..{high:g} each "
+            "needs it"
+        )
+    others = [a for a in objects if not low <= a["visibility"] <= high]
+    for annotation in others:
+        annotation["area"] = -1
+    return (
+        f"only the {len(objects) - len(others)} of {len(objects)} objects with a visibility of "
+        f"{low:g} to {high:g} are judged, the others ignored"
+    )
 
 
 def _coded(segmentation: Any, height: int | None, width: int | None) -> dict[str, Any]:

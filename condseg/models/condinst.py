@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from condseg.layers import Implementation, set_implementation
 from condseg.models.backbone import Backbone
+from condseg.models.depth import DepthEncoder
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.models.fcos_head import FCOSHead
 from condseg.models.fpn import FPN
@@ -35,13 +36,20 @@ class CondInst(nn.Module):
         semantic_loss: predict semantic logits in training, for the auxiliary loss.
         mask_filter: dynamic filter of the mask branch, see :class:`MaskBranch`.
         sizes_of_interest: pixels at which one level of the pyramid hands over to the next.
+        depth_channels: width of the encoder of depth maps, whose features then make the kernels
+            of ``mask_filter`` in place of the picture's own; none: the network takes no depth.
         implementation: ``fast``; ``reference`` computes the same as published, for comparison.
 
     Shape:
-        images (B, 3, H, W) uint8 RGB, H and W multiples of 32 -> :class:`DensePredictions`.
+        images (B, 3, H, W) uint8 RGB, H and W multiples of 32, and depth (B, H, W) with
+        ``depth_channels`` -> :class:`DensePredictions`.
+
+    Raises:
+        ValueError: ``depth_channels`` is below 1, or there is no ``mask_filter`` to guide.
 
     Source:
-        CondInst (ECCV 2020), figure 3.
+        CondInst (ECCV 2020), figure 3. Depth as a guide of the filters: HDFNet (ECCV 2020), here
+        in the mask branch alone.
     """
 
     strides = (8, 16, 32, 64, 128)
@@ -61,9 +69,15 @@ class CondInst(nn.Module):
         semantic_loss: bool = False,
         mask_filter: MaskFilter | None = None,
         sizes_of_interest: tuple[int, int, int, int] = (64, 128, 256, 512),
+        depth_channels: int | None = None,
         implementation: Implementation = "fast",
     ) -> None:
         super().__init__()
+        if depth_channels is not None and mask_filter is None:
+            raise ValueError(
+                f"depth_channels is {depth_channels}, but there is no mask_filter whose kernels "
+                "the depth would make; give one (condseg.layers.DynamicDilatedPyramid2d), or null"
+            )
         self.num_classes = num_classes
         self.sizes_of_interest = sizes_of_interest
         self.semantic_loss = semantic_loss
@@ -80,27 +94,51 @@ class CondInst(nn.Module):
             mask_features,
             num_classes=num_classes if semantic_loss else None,
             mask_filter=mask_filter,
+            guide_channels=depth_channels,
         )
+        self.depth_encoder = None if depth_channels is None else DepthEncoder(depth_channels)
         self.implementation: Implementation = implementation
         set_implementation(self, implementation)
 
-    def forward(self, images: UInt8[Tensor, "b 3 h w"], sizes: Sequence[Size]) -> DensePredictions:
+    @property
+    def takes_depth(self) -> bool:
+        """Whether :meth:`forward` needs depth maps."""
+        return self.depth_encoder is not None
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        sizes: Sequence[Size],
+        depth: Float[Tensor, "b h w"] | None = None,
+    ) -> DensePredictions:
         """Dense predictions of a batch.
 
         Args:
             images: (B, 3, H, W) RGB 0..255, padded at the right and the bottom.
             sizes: (height, width) of each picture inside the padding.
+            depth: (B, H, W) distances in any unit, 0 for the padding and where nothing was
+                measured; given exactly where the network takes depth.
+
+        Raises:
+            ValueError: depth is missing, or given to a network that takes none.
         """
+        if (depth is None) == self.takes_depth:
+            raise ValueError(
+                "the network takes depth (model.network.depth_channels), the batch has none"
+                if self.takes_depth
+                else "the batch has depth, the network takes none (model.network.depth_channels)"
+            )
         x = self._blank_padding(self.backbone.normalise(images), sizes)
         maps = self.fpn(self.backbone(x))
         head = self.head(maps)
         semantic = self.semantic_loss and self.training
+        guide = None if self.depth_encoder is None else self.depth_encoder(depth)
         return DensePredictions(
             head.class_logits,
             head.ltrb,
             head.centerness_logits,
             head.controller_features,
-            self.mask_branch(maps[:3]),
+            self.mask_branch(maps[:3], guide),
             self.mask_branch.semantic(maps[0]) if semantic else None,
         )
 

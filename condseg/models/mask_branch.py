@@ -37,10 +37,12 @@ class MaskBranch(nn.Module):
         num_classes: K of the auxiliary semantic logits on P3; None leaves them out.
         norm: batch norm, or None (convolutions with bias).
         mask_filter: makes a dynamic filter ``(channels, channels, channels) -> module`` called as
-            ``module(x, guide)``: the kernels come from refined P3, x is the sum of the levels.
+            ``module(x, guide)``: the kernels come from the guide, x is the sum of the levels.
+        guide_channels: of a guide from outside (depth features); without, it is refined P3.
 
     Shape:
-        three maps (B, in_channels, h, w) at strides 8, 16, 32 -> (B, out_channels, H/8, W/8).
+        three maps (B, in_channels, h, w) at strides 8, 16, 32, and a guide
+        (B, guide_channels, H/8, W/8) if there is one -> (B, out_channels, H/8, W/8).
 
     Source:
         CondInst (ECCV 2020), section 3.2 and the official implementation; the filter is ours,
@@ -56,10 +58,12 @@ class MaskBranch(nn.Module):
         num_classes: int | None = None,
         norm: Literal["batch"] | None = "batch",
         mask_filter: MaskFilter | None = None,
+        guide_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.refine = nn.ModuleList(_block(in_channels, channels, norm) for _ in range(3))
-        self.filter = mask_filter(channels, channels, channels) if mask_filter else None
+        guide_channels = guide_channels or channels
+        self.filter = mask_filter(channels, guide_channels, channels) if mask_filter else None
         self.tower = nn.Sequential(
             *(_block(channels, channels, norm) for _ in range(num_convs)),
             nn.Conv2d(channels, out_channels, 1),
@@ -72,9 +76,13 @@ class MaskBranch(nn.Module):
             assert self.semantic_logits.bias is not None
             nn.init.constant_(self.semantic_logits.bias, -math.log(99))
 
-    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> Float[Tensor, "b m h w"]:
-        guide = self.refine[0](maps[0])
-        x = guide
+    def forward(
+        self,
+        maps: Sequence[Float[Tensor, "b c _h _w"]],
+        guide: Float[Tensor, "b g h w"] | None = None,
+    ) -> Float[Tensor, "b m h w"]:
+        x = self.refine[0](maps[0])
+        guide = x if guide is None else guide
         for refine, level in zip(list(self.refine)[1:], maps[1:], strict=True):
             y = refine(level)
             factor = x.shape[-1] // y.shape[-1]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -25,6 +27,17 @@ def test_padded_right_and_below_to_a_multiple_of_32():
     assert (batch.images[0, :, :40, :33] == 9).all()
     assert batch.images[0].sum() == 9 * 3 * 40 * 33
     assert batch.targets[0].masks.sum() == 2 * 40 * 33
+
+
+def test_depth_is_padded_with_what_was_not_measured():
+    samples = [
+        replace(sample(*size), depth=torch.full(size, 700.0)) for size in ((40, 33), (20, 65))
+    ]
+    depth = collate(samples).to("cpu").depth
+    assert depth.shape == (2, 64, 96)
+    assert (depth[1, :20, :65] == 700).all()
+    assert depth[1].sum() == 700 * 20 * 65
+    assert collate([sample(40, 33)]).to("cpu").depth is None
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (32, 32)), ((64, 96), (64, 96))])

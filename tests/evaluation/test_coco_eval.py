@@ -240,6 +240,57 @@ def test_another_set_is_matched_by_class_name(scene, tmp_path):
         CocoEvaluator(file, (Category(3, "kite"),))
 
 
+class IgnoringOthers(COCOeval):
+    """The rule said in pycocotools' own words, after it has overwritten ``ignore``."""
+
+    def _prepare(self):
+        super()._prepare()
+        for annotations in self._gts.values():
+            for a in annotations:
+                a["ignore"] = a["ignore"] or not 0.2 <= a["visibility"] <= 0.7
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_objects_outside_a_range_of_visibility_are_ignored(scene, tmp_path, kind):
+    _, detections = scene
+    rng = np.random.default_rng(2)
+
+    def change(content):
+        for a in content["annotations"]:
+            a["visibility"] = float(rng.choice([0.1, 0.2, 0.5, 0.7, 0.9]))
+
+    file = changed(scene[0], tmp_path, change)
+    evaluator = CocoEvaluator(file, CATEGORIES, visibility=(0.2, 0.7))
+    evaluator.update([info(i) for i in detections], list(detections.values()))
+    report = evaluator.compute()
+    with redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        results = truth.loadRes(evaluator.results(kind))
+        oracle = IgnoringOthers(truth, results, {"box": "bbox", "mask": "segm"}[kind])
+        oracle.evaluate()
+        oracle.accumulate()
+        oracle.summarize()
+    assert [report.metrics[f"{kind}/{name}"] for name in NAMES] == oracle.stats.tolist()
+    anns = [a for a in truth.anns.values() if not a["iscrowd"]]
+    count = sum(0.2 <= a["visibility"] <= 0.7 for a in anns)
+    assert 0 < count < len(anns) == 23
+    assert report.objects["all"] == count
+    assert report.notes == (
+        f"only the {count} of 23 objects with a visibility of 0.2 to 0.7 are judged, the others "
+        "ignored",
+    )
+    everything = CocoEvaluator(file, CATEGORIES)
+    everything.update([info(i) for i in detections], list(detections.values()))
+    assert everything.compute().metrics["mask/AP"] != report.metrics["mask/AP"]
+
+
+def test_visibility_that_cannot_be_judged_by(scene):
+    with pytest.raises(ValueError, match=r"visibility is 0.7..0.2; allowed is 0 <= low"):
+        CocoEvaluator(scene[0], CATEGORIES, visibility=(0.7, 0.2))
+    with pytest.raises(ValueError, match=r"json: 23 of 23 objects have no visibility .* image 5"):
+        CocoEvaluator(scene[0], CATEGORIES, visibility=(0.0, 0.7))
+
+
 def test_errors_name_the_file_and_the_picture(scene, tmp_path):
     file, detections = scene
     evaluator = CocoEvaluator(file, CATEGORIES)

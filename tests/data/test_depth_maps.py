@@ -1,0 +1,118 @@
+"""Depth maps from their files to samples."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from condseg.data.coco import CocoDataset
+from condseg.data.images import read_depth
+from condseg.data.transforms import resize_transform, train_transform
+
+
+def write_depth(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, dtype=np.uint16)).save(path)
+
+
+@pytest.fixture
+def deep_set(coco_set):
+    """Each object and nothing else is at 500; the first column was not measured."""
+    coco = coco_set(sizes=[(40, 60), (60, 40), (40, 60)], objects_each=1)
+    for image in coco.content["images"]:
+        depth = np.full((image["height"], image["width"]), 2000)
+        depth[3:9, 2:8] = 500
+        depth[:, 0] = 0
+        image["depth_file"] = f"depth/{image['id']}.png"
+        write_depth(coco.root / image["depth_file"], depth)
+    coco.write()
+    return coco
+
+
+def opened(coco, **options):
+    coco.write()
+    return CocoDataset(coco.json, coco.images, depth=True, **options)
+
+
+def test_values_are_read_as_they_are(tmp_path):
+    values = [[0, 1, 255], [256, 40000, 65535]]
+    write_depth(tmp_path / "a.png", values)
+    depth = read_depth(tmp_path / "a.png", (2, 3))
+    assert depth.dtype == np.uint16
+    assert depth.tolist() == values
+
+
+def test_files_that_are_no_depth_map(tmp_path):
+    Image.new("L", (3, 2), 7).save(tmp_path / "eight.png")
+    Image.new("RGB", (3, 2)).save(tmp_path / "colour.png")
+    (tmp_path / "empty.png").touch()
+    write_depth(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 65535, (90, 90)))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    for name, says in (
+        ("eight.png", "cannot be read as a depth map: .* mode L; 16-bit grey is needed"),
+        ("colour.png", "mode RGB; 16-bit grey"),
+        ("empty.png", "empty"),
+        ("cut.png", "cannot be read as a depth map: .*truncated"),
+        ("absent.png", "no such depth map"),
+        ("whole.png", "is 90x90 .*its picture 2x3"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: .*{says}"):
+            read_depth(tmp_path / name, (2, 3))
+
+
+def test_depth_goes_through_each_transform_with_its_picture(deep_set):
+    transform = train_transform((25, 110), 200, "range", "both", crop=0.3, color_jitter=1.0)
+    dataset = opened(deep_set, transform=transform)
+    sizes, mirrored, cropped = set(), 0, 0
+    for epoch in range(12):
+        for index in range(3):
+            sample = dataset[index, epoch]
+            assert sample.depth.shape == sample.image.shape[1:]
+            assert set(sample.depth.unique().tolist()) <= {0.0, 500.0, 2000.0}
+            object_ = sample.targets.masks.any(0)
+            assert torch.equal(sample.depth == 500, object_)
+            column = (sample.depth == 0).any(0)
+            mirrored += bool(column[-1])
+            cropped += not column.any()
+            sizes.add(sample.info.size)
+    assert len(sizes) > 10
+    assert mirrored > 3
+    assert cropped > 3
+
+
+def test_depth_is_left_out_unless_asked_for(deep_set):
+    dataset = CocoDataset(deep_set.json, deep_set.images, resize_transform(40, 99))
+    assert dataset[0].depth is None
+    assert dataset.files(0) == (deep_set.images / "000.png", None)
+    dataset = opened(deep_set)
+    assert dataset[0].depth.dtype == torch.float32
+    assert dataset.files(2)[1] == deep_set.root / "depth/102.png"
+    assert "3 depth maps" in dataset.summary()
+
+
+def test_pictures_without_depth_are_named_at_once(deep_set):
+    for image in deep_set.content["images"][1:]:
+        image.pop("depth_file")
+    with pytest.raises(
+        ValueError,
+        match=r"train.json: 2 of 3 pictures have no depth_file: image 101 \(001.png\), 102 "
+        r"\(002.png\); allowed is one for each .*depth_channels null",
+    ):
+        opened(deep_set)
+    deep_set.content["annotations"] = deep_set.content["annotations"][:1]
+    assert len(opened(deep_set, skip_empty=True)) == 1  # what is not used needs none
+
+
+def test_missing_and_wrong_files_are_told_with_their_picture(deep_set):
+    write_depth(deep_set.root / "depth/101.png", np.ones((40, 60)))
+    with pytest.raises(
+        ValueError,
+        match=r"train.json: image 101 \(001.png\): .*depth/101.png: .* is 40x60 .* 60x40",
+    ):
+        opened(deep_set)[1]
+    (deep_set.root / "depth/101.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 depth map files are missing: .*101.png"):
+        opened(deep_set)
+    deep_set.content["images"][1]["depth_file"] = 3
+    with pytest.raises(ValueError, match=r"image 101: depth_file is 3; allowed is a path"):
+        opened(deep_set)
