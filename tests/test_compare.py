@@ -256,6 +256,12 @@ def test_a_claim_shows_where_the_seeds_lie_apart(scores: list[float], verdict: s
 
 def test_no_verdict_without_both() -> None:
     assert summary.verdicts(results(static=[0.3], dfn=[])) == []
+
+
+def test_two_seeds_tell_nothing() -> None:
+    for scores in ([0.5], [0.5, 0.6]):
+        (judged,) = summary.verdicts(results(static=[0.3] * len(scores), dfn=scores))
+        assert judged.verdict == "too few seeds"
     assert summary.verdicts(results(static=[0.3], dfn=[0.5]))[0].luck == 1
 
 
@@ -268,7 +274,7 @@ def test_page() -> None:
         "25.5 ms (25.0 to 30.0) | 3.0 MiB | 2.0 |"
     )
     assert "| ODConv 1x | backbone | 1 | 0.500 | 0.400 |" in text
-    assert "| ODConv 1x beats static | +0.150 | shows | 67% |" in text
+    assert "| ODConv 1x beats static | +0.150 | too few seeds | 67% |" in text
     assert "8 steps of quickstart.yaml; 1 to 2 seeds" in text
     assert "a CPU, 2 cores" in text
     assert "192 x 256" in text
@@ -295,9 +301,9 @@ def test_figure() -> None:
     without = figure.draw(found, None, PLAIN)
     image = figure.draw(found, costs("static", "dfn"), PLAIN)
     assert image.shape[1] > without.shape[1]
-    lines = figure.HEIGHT + 2
+    line = figure.HEIGHT
     more = figure.draw(results(static=[0.3], dfn=[0.4], dmnet=[0.5]), None, PLAIN)
-    assert more.shape[0] == without.shape[0] + lines
+    assert more.shape[0] == without.shape[0] + line
     for colour in (figure.COLOURS["none"], figure.COLOURS["mask filter"]):
         assert (image == np.array(colour)).all(-1).any()
 

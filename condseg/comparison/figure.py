@@ -50,9 +50,9 @@ def draw(results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str,
     return column(
         caption(title, 17),
         *(caption(note, 12, GREY) for note in [*notes, *hardware(results)]),
-        _key(),
+        row(_key(), blank(26, 1)),
         *lines,
-        gap=2,
+        gap=0,
     )
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from condseg.benchmarks.report import markdown_table
 from condseg.comparison.variants import CLAIMS, VARIANTS
 
+MOST_LUCK = 0.1
+"""Three seeds each are the fewest that tell anything."""
+
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """variant -> seed -> a trial's result, finished trials alone."""
 
@@ -42,8 +45,8 @@ class Verdict:
         claim: what is claimed.
         difference: of the means.
         verdict: "shows" where each seed of the one is above each of the other, "contradicted"
-            where each is below, else "does not show".
-        luck: chance of either, were the two in truth the same: 2 / C(n + m, n).
+            where each is below, else "does not show"; "too few seeds" where the luck is too great.
+        luck: chance that the seeds lie apart so, were the two in truth the same: 2 / C(n + m, n).
     """
 
     claim: str
@@ -63,13 +66,15 @@ def verdicts(results: Results, metric: str = "mask/AP") -> list[Verdict]:
         if not (results.get(better) and results.get(worse)):
             continue
         mine, theirs = (statistics_of(results, name, metric) for name in (better, worse))
+        n, m = len(results[better]), len(results[worse])
+        luck = min(1.0, 2 / math.comb(n + m, n))
         verdict = "does not show"
-        if mine.low > theirs.high:
+        if luck > MOST_LUCK:
+            verdict = "too few seeds"
+        elif mine.low > theirs.high:
             verdict = "shows"
         elif mine.high < theirs.low:
             verdict = "contradicted"
-        n, m = len(results[better]), len(results[worse])
-        luck = min(1.0, 2 / math.comb(n + m, n))
         judged.append(Verdict(claim, mine.mean - theirs.mean, verdict, luck))
     return judged
 
@@ -108,12 +113,13 @@ def page(results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str,
     parts = [f"{_trained(results, budget)}\n{_measured(costs)}", _table(results, costs)]
     if judged := verdicts(results):
         lines = [[v.claim, f"{v.difference:+.3f}", v.verdict, f"{v.luck:.0%}"] for v in judged]
-        head = ["claim", "difference in mask AP", "here", "chance of a verdict by luck"]
+        head = ["claim", "difference in mask AP", "here", "by luck"]
         parts += [
             "A claim shows where every seed of the one is above every seed of the other, is "
             "contradicted where every seed is below, and else does not show: the difference is "
-            f"within the spread of the seeds. Of {len(judged)} claims without any truth in them, "
-            f"{sum(v.luck for v in judged):.1f} would get a verdict by luck.",
+            "within the spread of the seeds. By luck: the chance that seeds of two variants that "
+            "are in truth the same lie apart so; with one in ten, expect about one wrong verdict "
+            "in ten.",
             markdown_table(head, lines),
         ]
     return "\n\n".join(parts) + "\n"
