@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from condseg.layers import Implementation, set_implementation
 from condseg.models.backbone import Backbone
+from condseg.models.bifpn import BiFPN
 from condseg.models.depth import DepthEncoder
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.models.fcos_head import FCOSHead
@@ -26,6 +28,8 @@ class CondInst(nn.Module):
         backbone: gives C3, C4, C5 and normalises the pictures as its weights want.
         num_classes: K.
         channels: of the pyramid and the head: 64, 96, 128, ...
+        pyramid: ``fpn``, or ``bifpn``, which goes up and down ``pyramid_repeats`` times.
+        pyramid_repeats: see above; an FPN has none.
         tower_convs: 3x3 convolutions of each of the head's towers.
         mask_branch_channels: width of the mask branch.
         mask_branch_convs: its 3x3 convolutions after the sum of the levels.
@@ -70,6 +74,8 @@ class CondInst(nn.Module):
         mask_filter: MaskFilter | None = None,
         sizes_of_interest: tuple[int, int, int, int] = (64, 128, 256, 512),
         depth_channels: int | None = None,
+        pyramid: Literal["fpn", "bifpn"] = "fpn",
+        pyramid_repeats: int = 6,
         implementation: Implementation = "fast",
     ) -> None:
         super().__init__()
@@ -82,7 +88,11 @@ class CondInst(nn.Module):
         self.sizes_of_interest = sizes_of_interest
         self.semantic_loss = semantic_loss
         self.backbone = backbone
-        self.fpn = FPN(backbone.out_channels, channels)
+        self.fpn: FPN | BiFPN
+        if pyramid == "bifpn":
+            self.fpn = BiFPN(backbone.out_channels, channels, pyramid_repeats)
+        else:
+            self.fpn = FPN(backbone.out_channels, channels)
         self.mask_head = DynamicMaskHead(
             mask_features, mask_head_channels, mask_head_layers, relative_coords
         )
