@@ -6,14 +6,19 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import grad
 
-from condseg.benchmarks.measure import peak_bytes
+from condseg.benchmarks.measure import multiply_adds, peak_bytes
+from condseg.layers import Implementation
 from condseg.layers.local_filter import filter_locally
+from condseg.models.dynamic_mask_head import DynamicMaskHead
+from condseg.ops.losses import dice_loss
+from condseg.structures import MaskQueries
 
 CPU = torch.device("cpu")
 
 
-def memory_ratio(run: Callable[[str], object]) -> float:
+def memory_ratio(run: Callable[[Implementation], object]) -> float:
     """Peak bytes of the fast form over those of the reference."""
     return peak_bytes(lambda: run("fast"), CPU) / peak_bytes(lambda: run("reference"), CPU)
 
@@ -22,10 +27,50 @@ def test_local_filter_memory() -> None:
     x = torch.randn(4, 64, 64, 64, requires_grad=True)
     filters = torch.randn(4, 64, 9, 64, 64, requires_grad=True)
 
-    def forward(implementation: str) -> Tensor:
+    def forward(implementation: Implementation) -> Tensor:
         return filter_locally(x, filters, (3, 3), 1, implementation)
 
     with torch.no_grad():
         assert memory_ratio(forward) < 0.15
     cotangent = torch.randn(x.shape)
-    assert memory_ratio(lambda i: torch.autograd.grad(forward(i), (x, filters), cotangent)) < 0.6
+    assert memory_ratio(lambda i: grad(forward(i), (x, filters), cotangent)) < 0.6
+
+
+def mask_queries(count: int, images: int = 1) -> MaskQueries:
+    params = torch.randn(count, 169, requires_grad=True)
+    image = torch.arange(count) * images // count
+    points, size = torch.rand(count, 2) * 800, torch.full((count,), 128.0)
+    return MaskQueries(params, points, size, image, torch.full((count,), -1))
+
+
+def test_mask_head_memory() -> None:
+    features, queries = torch.randn(1, 8, 50, 76, requires_grad=True), mask_queries(100)
+    heads = {i: DynamicMaskHead(implementation=i) for i in ("fast", "reference")}
+    with torch.no_grad():
+        assert memory_ratio(lambda i: heads[i](features, queries)) < 0.25
+    queries = mask_queries(64)
+    cotangent = torch.randn(64, 100, 152)
+    inputs = (features, queries.params)
+    assert memory_ratio(lambda i: grad(heads[i](features, queries), inputs, cotangent)) < 0.3
+
+
+def test_mask_head_of_many_instances_is_bounded() -> None:
+    head, features = DynamicMaskHead(), torch.randn(1, 8, 100, 152, requires_grad=True)
+    with torch.no_grad():
+        many = mask_queries(2000)
+        assert peak_bytes(lambda: head(features, many), CPU) < 0.6 * 2**30  # 2000 x 200 x 304 x 4
+    queries = mask_queries(500)
+
+    def step() -> None:
+        scores = head(features, queries).sigmoid()
+        grad(dice_loss(scores, scores.detach() > 0.5).sum(), (features, queries.params))
+
+    assert peak_bytes(step, CPU) < 2 * 2**30
+
+
+def test_mask_head_operations() -> None:
+    """The relative coordinates and the bias of the first layer come with the matrix product."""
+    head, features, queries = DynamicMaskHead(), torch.randn(1, 8, 10, 20), mask_queries(40)
+    with torch.no_grad():
+        products = multiply_adds(lambda: head(features, queries))
+    assert products <= 40 * 200 * (8 * 11 + 8 * 8 + 8) * 1.01

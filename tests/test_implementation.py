@@ -21,7 +21,7 @@ from condseg.layers import (
     set_implementation,
 )
 from condseg.models import Backbone, CondInst, Criterion, PostProcess
-from condseg.structures import ImageInfo, Targets
+from condseg.structures import Batch, ImageInfo, Targets
 
 LAYERS = {
     "odconv": partial(ODConv2d, 4, 6, 3, padding=1, stride=2),
@@ -120,12 +120,13 @@ def test_losses_and_gradients(networks: tuple[CondInst, CondInst]) -> None:
     masks = torch.zeros(2, 64, 96, dtype=torch.bool)
     masks[0, 4:40, 8:50], masks[1, 20:60, 30:90] = True, True
     boxes = torch.tensor([[8.0, 4, 50, 40], [30, 20, 90, 60]])
-    targets = [Targets(boxes, torch.tensor([0, 2]), masks)] * 2
+    infos = tuple(ImageInfo(i, "", (64, 96), (64, 96)) for i in range(2))
+    batch = Batch(images, (Targets(boxes, torch.tensor([0, 2]), masks),) * 2, infos)
     results = []
     for network in networks:
         network.train().zero_grad()
-        dense = network(images, [(64, 96)] * 2)
-        losses = Criterion()(network, dense, targets)
+        dense = network(images, batch.sizes)
+        losses = Criterion()(network, dense, batch)
         torch.stack(list(losses.values())).sum().backward()
         results.append((losses, {n: p.grad for n, p in network.named_parameters()}))
     (losses, gradients), (expected, expected_gradients) = results

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers import Implementation
+from condseg.ops.instance_maps import instance_maps
 from condseg.ops.locations import level_locations
 from condseg.ops.masks import aligned_upsample
 from condseg.structures import MaskQueries
@@ -20,9 +21,8 @@ class DynamicMaskHead(nn.Module):
     with q_p the instance's location, x the pixel and s_p its level's size of interest.
 
     It has no weights of its own. ``implementation="reference"`` is the published form: features
-    copied for each instance and one grouped convolution a layer. ``"fast"`` computes the same:
-    the first layer is one matrix product shared by the instances of a picture, to which the
-    relative coordinates add an affine term; the other layers are batched products.
+    copied for each instance and one grouped convolution a layer. ``"fast"`` computes the same,
+    see :func:`condseg.ops.instance_maps.instance_maps`, in at least float32.
 
     Args:
         in_channels: channels of the mask features.
@@ -94,15 +94,14 @@ class DynamicMaskHead(nn.Module):
     def forward(
         self, features: Float[Tensor, "b c h w"], queries: MaskQueries
     ) -> Float[Tensor, "p h2 w2"]:
+        factor = self.feature_stride // self.out_stride
         if len(queries.params) == 0:
             h, w = features.shape[-2:]
-            masks = features.new_zeros(0, h, w)
-            masks = masks + (features.sum() + queries.params.sum()) * 0
-        elif self.implementation == "reference":
-            masks = self._reference(features, queries)
-        else:
-            masks = self._fast(features, queries)
-        return aligned_upsample(masks, self.feature_stride // self.out_stride)
+            nothing = (features.sum() + queries.params.sum()) * 0  # keeps the graph whole
+            return features.new_zeros(0, factor * h, factor * w) + nothing
+        if self.implementation == "reference":
+            return aligned_upsample(self._reference(features, queries), factor)
+        return self._fast(features, queries, factor)
 
     def _reference(self, features: Tensor, queries: MaskQueries) -> Tensor:
         num, (h, w) = len(queries.params), features.shape[-2:]
@@ -121,29 +120,51 @@ class DynamicMaskHead(nn.Module):
                 x = F.relu(x)
         return x.view(num, h, w)
 
-    def _fast(self, features: Tensor, queries: MaskQueries) -> Tensor:
-        h, w = features.shape[-2:]
+    def _fast(self, features: Tensor, queries: MaskQueries, factor: int) -> Tensor:
+        # Coordinates, and their differences, are too fine for half precision.
+        with torch.autocast(features.device.type, enabled=False):
+            dtype = torch.promote_types(features.dtype, torch.float32)
+            size = (features.shape[-2], features.shape[-1])
+            weights, biases = self.parse(queries.params.to(dtype))
+            first, shared = self._affine(features.to(dtype), queries, weights[0], biases[0])
+            later = [t for layer in zip(weights[1:], biases[1:], strict=True) for t in layer]
+            if torch.compiler.is_compiling():
+                maps = self._batched(shared, queries.image_index, first, later)
+                return aligned_upsample(maps.unflatten(1, size), factor)
+            image = queries.image_index
+            counts = image.bincount(minlength=len(features)).tolist()
+            if bool((image[1:] >= image[:-1]).all()):
+                return instance_maps(shared, counts, first, later, size, factor)
+            order = image.argsort(stable=True)
+            sorted_later = [t[order] for t in later]
+            maps = instance_maps(shared, counts, first[order], sorted_later, size, factor)
+            return maps[order.argsort()]
+
+    def _affine(
+        self, features: Tensor, queries: MaskQueries, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The first layer as (P, out, K) weights of the (B, K, h w) input that pictures share.
+
+        w (q - x) / s + b = -(w / s) x + (b + w q / s): the pixel's own coordinates are shared,
+        the rest is a bias, and the bias belongs to an input that is one everywhere.
+        """
+        batch, _, height, width = features.shape
         shared = features.flatten(2)
-        weights, biases = self.parse(queries.params)
-        first, offset = weights[0], biases[0]
         if self.relative_coords:
-            pixels = level_locations((h, w), self.feature_stride, features.device).to(shared.dtype)
-            per_pixel = first[..., :2] / queries.size_of_interest[:, None, None]
-            points = queries.points[..., None].to(per_pixel.dtype)
-            offset = offset + (per_pixel @ points).squeeze(-1)
-            first = torch.cat((-per_pixel, first[..., 2:]), dim=2)
-            positions = pixels.T.expand(len(shared), -1, -1)
-            shared = torch.cat((positions, shared), dim=1)
-        out = first.shape[1]
-        order = queries.image_index.argsort(stable=True)
-        counts = queries.image_index.bincount(minlength=len(shared)).tolist()
-        rows, shifts = first[order].split(counts), offset[order].split(counts)
-        x = torch.cat(
-            [
-                torch.addmm(shift.reshape(-1, 1), row.flatten(0, 1), picture).view(-1, out, h * w)
-                for row, shift, picture in zip(rows, shifts, shared, strict=True)
-            ]
-        )
-        for weight, bias in zip(weights[1:], biases[1:], strict=True):
-            x = torch.baddbmm(bias[order][..., None], weight[order], F.relu(x))
-        return x[order.argsort()].view(-1, h, w)
+            pixels = level_locations((height, width), self.feature_stride, features.device)
+            pixels = pixels.to(shared)
+            per_pixel = weight[..., :2] / queries.size_of_interest[:, None, None]
+            points = queries.points[..., None].to(per_pixel)
+            bias = bias + (per_pixel @ points).squeeze(-1)
+            weight = torch.cat((-per_pixel, weight[..., 2:]), dim=2)
+            shared = torch.cat((pixels.T.expand(batch, -1, -1), shared), dim=1)
+        ones = shared.new_ones(batch, 1, shared.shape[2])
+        return torch.cat((weight, bias[..., None]), dim=2), torch.cat((shared, ones), dim=1)
+
+    @staticmethod
+    def _batched(shared: Tensor, image: Tensor, first: Tensor, later: list[Tensor]) -> Tensor:
+        """The same in whole maps, for the compiler: no shape depends on a value."""
+        x = torch.bmm(first, shared[image])
+        for weight, bias in zip(later[::2], later[1::2], strict=True):
+            x = torch.baddbmm(bias[..., None], weight, F.relu(x))
+        return x.squeeze(1)

@@ -39,6 +39,56 @@ def aligned_upsample(x: Float[Tensor, "*b h w"], factor: int) -> Float[Tensor, "
     return maps[..., : factor * h, : factor * w].reshape(*lead, factor * h, factor * w)
 
 
+def upsample_quickly(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> None:
+    """:func:`aligned_upsample` into ``out`` (N, factor H, factor W), a few maps at a time.
+
+    Rows are blended first, then columns, so that nothing is written twice; no gradients.
+    """
+    step = max(1, 2**17 // max(1, out[:1].numel()))
+    for start in range(0, len(x), step):
+        rows = torch.stack(_phases(x[start : start + step], factor, 1), 2).flatten(1, 2)
+        columns = _phases(rows, factor, 2)
+        target = out[start : start + step].unflatten(2, (-1, factor))
+        if factor == 2:
+            # As the parts of complex numbers, neighbours are written together.
+            torch.complex(*columns, out=torch.view_as_complex(target))
+        else:
+            torch.stack(columns, 3, out=target)
+
+
+def _phases(x: Tensor, factor: int, dim: int) -> list[Tensor]:
+    """Each of the ``factor`` values that a pixel becomes along an axis."""
+    size, middle = x.shape[dim], factor // 2
+    place = torch.arange(size, device=x.device)
+    phases = []
+    for k in range(factor):
+        if k == middle:
+            phases.append(x)
+        else:
+            neighbour = (place + (1 if k > middle else -1)).clamp(0, size - 1)
+            beside = x.index_select(dim, neighbour)
+            phases.append(torch.lerp(x, beside, abs(k - middle) / factor))
+    return phases
+
+
+def upsample_adjoint(grad: Float[Tensor, "n h2 w2"], factor: int) -> Float[Tensor, "n h w"]:
+    """The gradient of :func:`aligned_upsample`: each output's goes back to the pixels it blends."""
+    for dim in (2, 1):
+        parts = grad.unflatten(dim, (-1, factor)).unbind(dim + 1)
+        size, middle = parts[0].shape[dim], factor // 2
+        total = parts[middle].clone()
+        for k in {*range(factor)} - {middle}:
+            share = abs(k - middle) / factor
+            total.add_(parts[k], alpha=1 - share)
+            inner, edge = (0, size - 1) if k > middle else (1, 0)
+            total.narrow(dim, 1 - inner, size - 1).add_(
+                parts[k].narrow(dim, inner, size - 1), alpha=share
+            )
+            total.select(dim, edge).add_(parts[k].select(dim, edge), alpha=share)
+        grad = total
+    return grad
+
+
 def mask_centers(masks: Bool[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
     """Mean pixel index (x, y) of each mask; (0, 0) for an empty one.
 
