@@ -19,6 +19,7 @@ from condseg.models.backbone import Backbone
 from condseg.models.condinst import CondInst
 from condseg.models.criterion import Criterion
 from condseg.models.postprocess import PostProcess
+from condseg.models.soft_labels import SoftLabels
 
 RECIPE = "condseg"
 """The checkpoint's entry from which the model is built again: plain data only."""
@@ -31,7 +32,7 @@ def restrict_parsing() -> None:
     class path. Configurations are read from local files alone.
     """
     set_parsing_settings(
-        subclasses_disabled=[Backbone, CondInst, Criterion, PostProcess],
+        subclasses_disabled=[Backbone, CondInst, Criterion, PostProcess, SoftLabels],
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,

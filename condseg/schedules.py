@@ -101,8 +101,8 @@ class WarmupMultiStep(Warmup):
 class WarmupCosine(Warmup):
     """Warm-up, then half a cosine from the base rate down to ``final_factor`` of it.
 
-    ``decay(t) = f + (1 - f) (1 + cos(pi t)) / 2`` with t from 0 at the end of the warm-up to 1 at
-    the last step.
+    ``decay(t) = f + (1 - f) (1 + cos(pi t)) / 2`` with t from 0 at the end of the warm-up, or of
+    the flat part if that is later, to 1 at the last step.
 
     Args:
         optimizer: whose groups' rates are set.
@@ -110,11 +110,13 @@ class WarmupCosine(Warmup):
         warmup_steps: steps until the full rate.
         warmup_factor: share of the rate at step 0.
         final_factor: share of the rate at the end.
+        flat: share of the run before the rate begins to fall.
 
     Raises:
         ValueError: where a number is out of its range.
 
-    Source: SGDR (arXiv 1608.03983), equation 5, without restarts.
+    Source: SGDR (arXiv 1608.03983), equation 5, without restarts; flat for half of the run in
+    RTMDet (arXiv 2212.07784).
     """
 
     def __init__(
@@ -124,13 +126,16 @@ class WarmupCosine(Warmup):
         warmup_steps: int = 1000,
         warmup_factor: float = 0.001,
         final_factor: float = 0.0,
+        flat: float = 0.0,
     ) -> None:
-        if not 0 <= final_factor <= 1:
-            raise ValueError(f"final_factor is {final_factor}; 0 to 1 is allowed")
+        for name, value in (("final_factor", final_factor), ("flat", flat)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; 0 to 1 is allowed")
         self.final_factor = final_factor
+        self.flat = flat
         super().__init__(optimizer, total_steps, warmup_steps, warmup_factor)
 
     def decay(self, step: int) -> float:
-        length = max(self.total_steps - self.warmup_steps, 1)
-        t = min(max(step - self.warmup_steps, 0) / length, 1.0)
+        start = max(self.warmup_steps, self.flat * self.total_steps)
+        t = min(max(step - start, 0) / max(self.total_steps - start, 1), 1.0)
         return self.final_factor + (1 - self.final_factor) * (1 + math.cos(math.pi * t)) / 2

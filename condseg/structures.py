@@ -135,7 +135,7 @@ class DensePredictions:
     Attributes:
         class_logits: (B, L, K), levels in order, row-major inside a level.
         ltrb: (B, L, 4) distances to left, top, right, bottom, in strides of the level.
-        centerness_logits: (B, L).
+        centerness_logits: (B, L); None of a head whose class scores say how good the box is.
         controller_features: one (B, C, h, w) map a level, the controller's input (its output, in
             the head's reference form).
         mask_features: (B, Cm, H/8, W/8).
@@ -144,7 +144,7 @@ class DensePredictions:
 
     class_logits: Float[Tensor, "b l k"]
     ltrb: Float[Tensor, "b l 4"]
-    centerness_logits: Float[Tensor, "b l"]
+    centerness_logits: Float[Tensor, "b l"] | None
     controller_features: Sequence[Float[Tensor, "b c _h _w"]]
     mask_features: Float[Tensor, "b cm hm wm"]
     semantic_logits: Float[Tensor, "b k hm wm"] | None = None

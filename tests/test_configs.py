@@ -12,6 +12,7 @@ import yaml
 from condseg.callbacks import ExponentialAveraging
 from condseg.cli import CommandLine
 from condseg.layers import DyConv2d, DynamicDilatedPyramid2d, ODConv2d
+from condseg.models.rtmdet_head import RTMDetHead
 from condseg.schedules import WarmupCosine, WarmupMultiStep
 from condseg.training import CondInstModule
 from tests import tiny
@@ -39,6 +40,7 @@ def test_those_of_the_readme_are_there() -> None:
         "condinst_odconv_r18.yaml",
         "condinst_dyconv.yaml",
         "condinst_r50_sem.yaml",
+        "rtmdet_ins_r50.yaml",
         "tabletop.yaml",
         "quickstart.yaml",
         "condinst_rgbd.yaml",
@@ -104,6 +106,19 @@ def test_tabletop_over_another(tmp_path: Path) -> None:
     assert parts(cli.model, ODConv2d) == 16
     optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     assert isinstance(cli.model.schedule(optimizer, 1500), WarmupCosine)
+
+
+def test_rtmdet_over_tabletop(tmp_path: Path) -> None:
+    words = ("--config=rtmdet_ins_r50.yaml", "--model.network.backbone.width=8")
+    cli = build(tmp_path, *words)
+    assert isinstance(cli.model.network.head, RTMDetHead)
+    assert cli.model.network.mask_head.num_params == 169
+    optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["lr"] * 256 / cli.datamodule.batch_size == 0.004
+    schedule = cli.model.schedule(optimizer, cli.trainer.max_steps)
+    assert [schedule.decay(step) for step in (1000, 45_000, 90_000)] == [1, 1, 0.05]
+    assert build(tmp_path, *words, "--config=tabletop.yaml").trainer.max_steps == 1500
 
 
 def test_quickstart(tmp_path: Path) -> None:

@@ -191,6 +191,12 @@ def test_warmup_and_cosine() -> None:
     assert found == pytest.approx([0.0, 1.0, *[2 * c for c in cosine]])
 
 
+def test_flat_before_the_cosine() -> None:
+    found = rates(WarmupCosine, 9, 8, warmup_steps=2, warmup_factor=0.0, flat=0.5)
+    cosine = [(1 + math.cos(math.pi * t / 4)) / 2 for t in range(5)]
+    assert found == pytest.approx([0.0, 1.0, 2.0, 2.0, *[2 * c for c in cosine]])
+
+
 @pytest.mark.parametrize(
     ("schedule", "knobs", "message"),
     [
@@ -198,6 +204,7 @@ def test_warmup_and_cosine() -> None:
         (WarmupMultiStep, {"warmup_factor": 2.0}, "warmup_factor is 2.0; 0 to 1 is allowed"),
         (WarmupCosine, {"warmup_steps": -1}, "warmup_steps is -1; 0 or more is allowed"),
         (WarmupCosine, {"final_factor": -0.1}, "final_factor is -0.1; 0 to 1 is allowed"),
+        (WarmupCosine, {"flat": 1.5}, "flat is 1.5; 0 to 1 is allowed"),
     ],
 )
 def test_wrong_schedules(schedule: type[Any], knobs: dict[str, Any], message: str) -> None:

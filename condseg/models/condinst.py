@@ -17,6 +17,7 @@ from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.models.fcos_head import FCOSHead
 from condseg.models.fpn import FPN
 from condseg.models.mask_branch import MaskBranch, MaskFilter
+from condseg.models.rtmdet_head import RTMDetHead
 from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.structures import DensePredictions, MaskQueries, Size
 
@@ -42,6 +43,8 @@ class CondInst(nn.Module):
         sizes_of_interest: pixels at which one level of the pyramid hands over to the next.
         depth_channels: width of the encoder of depth maps, whose features then make the kernels
             of ``mask_filter`` in place of the picture's own; none: the network takes no depth.
+        head: FCOS's, or RTMDet-Ins's with a kernel tower and without centerness.
+        num_levels: 5 levels of the pyramid, P3 to P7, or 3.
         implementation: ``fast``; ``reference`` computes the same as published, for comparison.
 
     Shape:
@@ -49,14 +52,15 @@ class CondInst(nn.Module):
         ``depth_channels`` -> :class:`DensePredictions`.
 
     Raises:
-        ValueError: ``depth_channels`` is below 1, or there is no ``mask_filter`` to guide.
+        ValueError: ``depth_channels`` is below 1, or there is no ``mask_filter`` to guide;
+            ``num_levels`` is 3 with a BiFPN.
 
     Source:
-        CondInst (ECCV 2020), figure 3. Depth as a guide of the filters: HDFNet (ECCV 2020), here
-        in the mask branch alone.
+        CondInst (ECCV 2020), figure 3; RTMDet (arXiv 2212.07784), figure 4, for its head. Depth
+        as a guide of the filters: HDFNet (ECCV 2020), here in the mask branch alone.
     """
 
-    strides = (8, 16, 32, 64, 128)
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
 
     def __init__(
         self,
@@ -76,6 +80,8 @@ class CondInst(nn.Module):
         depth_channels: int | None = None,
         pyramid: Literal["fpn", "bifpn"] = "fpn",
         pyramid_repeats: int = 6,
+        head: Literal["fcos", "rtmdet"] = "fcos",
+        num_levels: Literal[3, 5] = 5,
         implementation: Implementation = "fast",
     ) -> None:
         super().__init__()
@@ -84,19 +90,25 @@ class CondInst(nn.Module):
                 f"depth_channels is {depth_channels}, but there is no mask_filter whose kernels "
                 "the depth would make; give one (condseg.layers.DynamicDilatedPyramid2d), or null"
             )
+        if pyramid == "bifpn" and num_levels != 5:
+            raise ValueError(f"num_levels is {num_levels}; a BiFPN has 5")
         self.num_classes = num_classes
-        self.sizes_of_interest = sizes_of_interest
+        self.strides = self.strides[:num_levels]
+        self.sizes_of_interest = sizes_of_interest[: num_levels - 1]
         self.semantic_loss = semantic_loss
         self.backbone = backbone
         self.fpn: FPN | BiFPN
         if pyramid == "bifpn":
             self.fpn = BiFPN(backbone.out_channels, channels, pyramid_repeats)
         else:
-            self.fpn = FPN(backbone.out_channels, channels)
+            self.fpn = FPN(backbone.out_channels, channels, num_levels)
         self.mask_head = DynamicMaskHead(
             mask_features, mask_head_channels, mask_head_layers, relative_coords
         )
-        self.head = FCOSHead(channels, num_classes, tower_convs, self.mask_head.num_params)
+        make_head = RTMDetHead if head == "rtmdet" else FCOSHead
+        self.head: FCOSHead | RTMDetHead = make_head(
+            channels, num_classes, tower_convs, self.mask_head.num_params, num_levels
+        )
         self.mask_branch = MaskBranch(
             channels,
             mask_branch_channels,

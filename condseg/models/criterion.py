@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from condseg.models.assigner import Assigner
 from condseg.models.boxinst import BoxInstLoss
 from condseg.models.condinst import CondInst
+from condseg.models.soft_labels import SoftLabels
 from condseg.ops.boxes import centerness, ltrb_overlap
 from condseg.ops.boxinst import box_masks
 from condseg.ops.distributed import mean_over_ranks
@@ -39,6 +40,8 @@ class Criterion(nn.Module):
         max_proposals: positive locations of the batch that get a mask in training, drawn at
             random; None takes all.
         topk_proposals_per_image: instead, that many a picture: the best scored of each object.
+        soft_labels: rule for a head without centerness, in place of all above but the proposals;
+            None takes :class:`SoftLabels` as published.
         supervision: what all objects bring, "masks" or "boxes"; or "mixed", some this, some that.
             On the command line this is what ``data.supervision`` says.
         pairwise_threshold: these five belong to the loss from boxes, see :class:`BoxInstLoss`.
@@ -46,6 +49,9 @@ class Criterion(nn.Module):
         pairwise_dilation: their distance.
         pairwise_warmup_steps: steps over which the pairwise loss grows to its full weight.
         bottom_pixels_removed: rows at the picture's bottom whose colours are not looked at.
+
+    Raises:
+        ValueError: ``soft_labels`` is given, and the network's head has centerness.
 
     Source:
         FCOS (ICCV 2019), equation 2; CondInst (ECCV 2020), equations 4 and 5; BoxInst (CVPR
@@ -67,6 +73,7 @@ class Criterion(nn.Module):
         class_normalizer: Literal["positives", "moving_positives", "locations"] = "positives",
         max_proposals: int | None = 500,
         topk_proposals_per_image: int | None = None,
+        soft_labels: SoftLabels | None = None,
         supervision: Supervision = "masks",
         pairwise_threshold: float = 0.3,
         pairwise_size: int = 3,
@@ -82,6 +89,7 @@ class Criterion(nn.Module):
         self.class_normalizer = class_normalizer
         self.max_proposals = max_proposals
         self.topk_proposals_per_image = topk_proposals_per_image
+        self.soft_labels = soft_labels
         self.supervision = supervision
         self.boxinst = BoxInstLoss(
             pairwise_threshold,
@@ -102,12 +110,24 @@ class Criterion(nn.Module):
             dense: its predictions.
             batch: the pictures and their targets, masks at the input's resolution.
         """
-        assign = Assigner(
-            network.strides, network.sizes_of_interest, self.radius, self.center_from_masks
-        )
-        assignment = assign(dense.level_sizes, batch.targets, network.num_classes)
-        losses = self.dense_losses(dense, assignment)
-        losses |= self.mask_losses(network, dense, assignment, batch)
+        if dense.centerness_logits is None:
+            rule = self.soft_labels or SoftLabels()
+            assignment, losses = rule(network, dense, batch.targets)
+            mask_weight = rule.mask_weight
+        elif self.soft_labels is not None:
+            raise ValueError(
+                "criterion.soft_labels trains a head without centerness (network.head rtmdet); "
+                "this head has one"
+            )
+        else:
+            assign = Assigner(
+                network.strides, network.sizes_of_interest, self.radius, self.center_from_masks
+            )
+            assignment = assign(dense.level_sizes, batch.targets, network.num_classes)
+            losses = self.dense_losses(dense, assignment)
+            mask_weight = 1.0
+        masks = self.mask_losses(network, dense, assignment, batch)
+        losses |= {name: mask_weight * loss for name, loss in masks.items()}
         if dense.semantic_logits is not None:
             losses["loss_semantic"] = semantic_loss(
                 dense.semantic_logits, batch.targets, network.strides[0], self.alpha, self.gamma
@@ -116,6 +136,7 @@ class Criterion(nn.Module):
 
     def dense_losses(self, dense: DensePredictions, assignment: Assignment) -> dict[str, Tensor]:
         """Classes, boxes and centerness of all locations."""
+        assert dense.centerness_logits is not None
         positive = assignment.instance >= 0
         count = mean_over_ranks(positive.sum().float()).clamp(min=1)
         logits = dense.class_logits.float()
@@ -196,8 +217,9 @@ class Criterion(nn.Module):
         """Of each object the max(k // objects, 1) positives with the highest score."""
         assert self.topk_proposals_per_image is not None
         with torch.no_grad():
-            best_class = dense.class_logits[image, location].amax(1).sigmoid()
-            scores = best_class * dense.centerness_logits[image, location].sigmoid()
+            scores = dense.class_logits[image, location].amax(1).sigmoid()
+            if dense.centerness_logits is not None:
+                scores = scores * dense.centerness_logits[image, location].sigmoid()
         instance = assignment.instance[image, location]
         kept = []
         for i in image.unique():

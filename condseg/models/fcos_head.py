@@ -29,14 +29,14 @@ class HeadOutputs:
     Attributes:
         class_logits: (B, L, K).
         ltrb: (B, L, 4) in strides of the level, >= 0.
-        centerness_logits: (B, L).
+        centerness_logits: (B, L); None of a head whose class scores say how good the box is.
         controller_features: (B, C, h, w) a level, what the controller reads; in the reference form
             (B, G, h, w), what it gives.
     """
 
     class_logits: Float[Tensor, "b l k"]
     ltrb: Float[Tensor, "b l 4"]
-    centerness_logits: Float[Tensor, "b l"]
+    centerness_logits: Float[Tensor, "b l"] | None
     controller_features: list[Float[Tensor, "b c _h _w"]]
 
 

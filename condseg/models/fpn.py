@@ -1,8 +1,9 @@
-"""Feature pyramid P3 to P7."""
+"""Feature pyramid P3 to P7, or to P5."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,27 +20,33 @@ class FPN(nn.Module):
     Args:
         in_channels: channels of C3, C4, C5.
         channels: channels of each output map.
+        num_levels: 5, or 3 without P6 and P7.
 
     Shape:
-        three maps at strides 8, 16, 32 -> five maps (B, channels, h, w) at 8, 16, 32, 64, 128.
+        three maps at strides 8, 16, 32 -> five maps (B, channels, h, w) at 8, 16, 32, 64, 128,
+        or the first three.
 
     Source:
         FPN (CVPR 2017), section 3; P6 and P7 as in FCOS (ICCV 2019).
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], channels: int, num_levels: Literal[3, 5] = 5
+    ) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
         self.output = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
         )
-        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        for conv in (*self.lateral, *self.output, self.p6, self.p7):
-            assert isinstance(conv, nn.Conv2d)
-            assert conv.bias is not None
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+        self.num_levels = num_levels
+        if num_levels == 5:
+            self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                assert conv.bias is not None
+                nn.init.kaiming_uniform_(conv.weight, a=1)
+                nn.init.zeros_(conv.bias)
 
     def forward(
         self, features: Sequence[Float[Tensor, "b _c _h _w"]]
@@ -49,6 +56,8 @@ class FPN(nn.Module):
             up = F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
             merged[i - 1] = merged[i - 1] + up
         maps = [conv(f) for conv, f in zip(self.output, merged, strict=True)]
+        if self.num_levels == 3:
+            return maps
         # Full precision: torch 2.11's bfloat16 weight gradient on 1x1 maps is undefined on the CPU.
         with torch.autocast(maps[-1].device.type, enabled=False):
             maps.append(self.p6(maps[-1].to(self.p6.weight.dtype)))

@@ -25,7 +25,7 @@ class Candidates:
 
     Attributes:
         boxes: (D, 4) xyxy, not clipped.
-        scores: (D,) sqrt(class score x centerness).
+        scores: (D,) sqrt(class score x centerness); the class score where there is no centerness.
         labels: (D,).
         locations: (D,) index 0..L-1 of the location each came from.
     """
@@ -92,7 +92,9 @@ class PostProcess:
     def candidates(self, dense: DensePredictions, image: int, strides: Sequence[int]) -> Candidates:
         """What is left of one picture after thresholds, top-k and class-wise NMS."""
         class_scores = dense.class_logits[image].float().sigmoid()
-        joint = class_scores * dense.centerness_logits[image].float().sigmoid()[:, None]
+        joint = class_scores
+        if dense.centerness_logits is not None:
+            joint = class_scores * dense.centerness_logits[image].float().sigmoid()[:, None]
         compared = joint if self.threshold_with_centerness else class_scores
         counts = [h * w for h, w in dense.level_sizes]
         chosen, first = [], 0
@@ -110,7 +112,8 @@ class PostProcess:
         stride = torch.tensor(strides, device=index.device)[levels, None]
         points = pyramid_locations(dense.level_sizes, strides, index.device)[location]
         boxes = boxes_from_ltrb(points, dense.ltrb[image, location].float() * stride)
-        scores = joint.flatten()[index].sqrt()
+        scores = joint.flatten()[index]
+        scores = scores if dense.centerness_logits is None else scores.sqrt()
         keep = batched_nms(boxes, scores, label, self.nms_threshold)
         if len(keep) > self.max_detections:
             keep = keep[scores[keep] >= scores[keep[self.max_detections - 1]]]

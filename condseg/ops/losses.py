@@ -42,6 +42,31 @@ def focal_loss(
     return (weight * wrong**gamma * cross_entropy).sum()
 
 
+def quality_focal_loss(
+    logits: Float[Tensor, "*n k"],
+    labels: Int64[Tensor, "*n"],
+    quality: Float[Tensor, "*n"],
+    beta: float = 2.0,
+) -> Float[Tensor, ""]:
+    """Sum of the quality focal loss: the score of the label's class learns the box's quality.
+
+    QFL(p) = |y - p|^beta BCE(p, y), with y the quality for the label's class and 0 for all others.
+
+    Args:
+        logits: (..., K).
+        labels: (...,) 0..K, K is background.
+        quality: (...,) 0..1, of the labels' classes.
+        beta: how strongly scores that are right already are discounted.
+
+    Source:
+        Generalized Focal Loss (NeurIPS 2020), equation 3.
+    """
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    target = (labels[..., None] == classes) * quality[..., None]
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return ((target - logits.sigmoid()).abs() ** beta * cross_entropy).sum()
+
+
 def box_loss(
     predicted: Float[Tensor, "n 4"], target: Float[Tensor, "n 4"], kind: BoxLoss = "giou"
 ) -> Float[Tensor, " n"]:

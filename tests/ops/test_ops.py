@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from condseg.ops.boxes import boxes_from_ltrb, centerness, ltrb_overlap
 from condseg.ops.distributed import mean_over_ranks
 from condseg.ops.locations import location_levels, pyramid_locations
-from condseg.ops.losses import box_loss, dice_loss, focal_loss
+from condseg.ops.losses import box_loss, dice_loss, focal_loss, quality_focal_loss
 from condseg.ops.masks import aligned_upsample, mask_centers, sample_at_stride
 
 
@@ -98,6 +98,25 @@ def test_focal_loss_against_its_formula() -> None:
             p_t, alpha_t = (p, 0.25) if k == label else (1 - p, 0.75)
             total -= alpha_t * (1 - p_t) ** 2 * math.log(p_t)
     assert focal_loss(logits, labels).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_quality_focal_loss_against_its_formula() -> None:
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 3, 0])
+    quality = torch.tensor([0.0, 0.4, 1.0, 0.7, 0.0, 0.9])
+    total = 0.0
+    for row, label, u in zip(logits.tolist(), labels.tolist(), quality.tolist(), strict=True):
+        for k, logit in enumerate(row):
+            p, y = 1 / (1 + math.exp(-logit)), u if k == label else 0.0
+            total -= abs(y - p) ** 2 * (y * math.log(p) + (1 - y) * math.log(1 - p))
+    assert quality_focal_loss(logits, labels, quality).item() == pytest.approx(total, rel=1e-5)
+    right = torch.tensor([[20.0, -20.0]])
+    assert quality_focal_loss(right, labels[:1], torch.ones(1)).item() == pytest.approx(0, abs=1e-8)
+
+
+def test_gradient_of_quality_focal_loss() -> None:
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    labels, quality = torch.tensor([0, 1, 2, 3, 0]), torch.rand(5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, labels, quality), logits)
 
 
 def test_dice_loss_of_the_right_and_of_no_mask() -> None:
