@@ -40,8 +40,8 @@ from condseg.layers import (
     DyNetConv2d,
     ODConv2d,
 )
+from condseg.layers.parts import full_precision, resize_like
 from condseg.layers.per_sample import mix
-from condseg.layers.slot import full_precision, resize_like
 from condseg.predict import Predictor
 
 AXES = ("kernel", "filter", "channel", "spatial")

@@ -105,7 +105,7 @@ def watch_all(layer, inputs):
 
 def test_a_kernel_that_never_changes_has_change_zero_and_experts_alike():
     conv = nn.Conv2d(4, 4, 3, padding=1)
-    network = nn.Sequential(DyConv2d.from_static(conv, num_experts=3)).eval()
+    network = nn.Sequential(DyConv2d.from_static(conv, spread=0.0, num_experts=3)).eval()
     [record], _ = watch_all(network, [(torch.randn(1, 4, 6, 6),) for _ in range(4)])
     assert record.change < 1e-9
     assert record.likeness == pytest.approx(1)

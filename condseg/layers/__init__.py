@@ -14,7 +14,9 @@ from condseg.layers.hdfnet import (
 )
 from condseg.layers.implementation import Implementation, set_implementation
 from condseg.layers.odconv import ODConv1d, ODConv2d, ODConv3d
-from condseg.layers.slot import ConvFactory, ConvSlot, set_temperature
+from condseg.layers.parts import set_temperature
+from condseg.layers.slot import ConvFactory, ConvSlot
+from condseg.layers.static import to_static
 
 __all__ = [
     "CondConv1d",
@@ -42,4 +44,5 @@ __all__ = [
     "set_implementation",
     "set_temperature",
     "to_dynamic",
+    "to_static",
 ]

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.per_sample import conv_per_sample, mix
-from condseg.layers.slot import ConvSlot, Sizes, full_precision, init_like_conv_, pool, positive
+from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
+from condseg.layers.per_sample import mix
+from condseg.layers.slot import ConvSlot, Sizes
 
 
 class CondConv2d(ConvSlot):
@@ -69,32 +70,28 @@ class CondConv2d(ConvSlot):
         with full_precision(x):
             return torch.sigmoid(self.routing_fn(pool(x, self.routing_fn.weight)))
 
-    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+    def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         routing = self.routing_weights(x)
         with full_precision(x):
-            kernel = mix(routing, self.weight)
             bias = None if self.bias is None else mix(routing, self.bias)
-        x, padding = self.pad(x)
-        where = (self.stride, padding, self.dilation, self.groups)
-        return conv_per_sample(x, kernel, bias, *where, implementation=self.implementation)
+            return mix(routing, self.weight), bias
 
-    @torch.no_grad()
-    def copy_static_(self, conv: nn.Module) -> None:
-        """Compute what the static convolution computes, whatever the input.
+    def _start_from_(self, weight: Tensor, spread: float) -> None:
+        """Experts e and n/2 + e have opposite routings.
 
-        Experts come in pairs with opposite routings: sigmoid(z) + sigmoid(-z) = 1, so that a pair
-        of equal experts counts as one while each of the two sees other samples and they part as
-        soon as training begins. An odd expert is routed by sigmoid(0) = 1/2.
+        sigmoid(z) + sigmoid(-z) = 1, so such a pair counts as one expert while each of the two
+        sees other samples. An odd expert is routed by sigmoid(0) = 1/2.
         """
-        weight, bias = self._static(conv)
-        half = self.num_experts // 2
-        for parameter in (self.routing_fn.weight, self.routing_fn.bias):
-            parameter[half : 2 * half] = -parameter[:half]
-            parameter[2 * half :] = 0
-        share = 2 / self.num_experts
-        self.weight.copy_((weight * share).expand_as(self.weight))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_((bias * share).expand_as(self.bias))
+        half, share = self.num_experts // 2, 2 / self.num_experts
+        rows = (self.routing_fn.weight, self.routing_fn.bias)
+        for experts in (self.weight[:half], self.weight[half : 2 * half]):
+            start_twins_(experts, weight * share, spread, *(r[:half] for r in rows))
+        self.weight[2 * half :] = weight * share
+        for r in rows:
+            r[half : 2 * half] = -r[:half]
+            r[2 * half :] = 0
+        if self.bias is not None:
+            self.bias.mul_(share)
 
 
 class CondConv1d(CondConv2d):

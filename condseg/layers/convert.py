@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
-from condseg.layers.slot import ConvFactory, ConvSlot, geometry, is_static, place_like
+from condseg.layers.slot import SPREAD, ConvFactory, ConvSlot, geometry, is_static, place_like
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -20,17 +20,22 @@ BLOCK = re.compile(r"^(?:[^.]*[^.\d][^.]*\.)*?(?:\d+\.)+")
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What :func:`to_dynamic` changed.
+    """What :func:`to_dynamic` or :func:`to_static` changed.
 
     Attributes:
-        converted: names of the convolutions that are dynamic now.
+        converted: names of the convolutions that are dynamic, or static, now.
         kept: names of the others, each with the reason.
         parameters: number of the network's parameters before and after.
+        made: what they were made, ``"dynamic"`` or ``"static"``.
+        change: by name, how much of a kernel changed from sample to sample before it was fixed:
+            mean |K_i - M|^2 / mean |K_i|^2 with M the mean, 0 (nothing is lost) to 1.
     """
 
     converted: tuple[str, ...]
     kept: dict[str, str]
     parameters: tuple[int, int]
+    made: str = "dynamic"
+    change: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.converted)
@@ -39,7 +44,7 @@ class Conversion:
         before, after = self.parameters
         reasons = sorted(set(self.kept.values()))
         lines = [
-            f"{len(self)} convolutions made dynamic, {len(self.kept)} kept; "
+            f"{len(self)} convolutions made {self.made}, {len(self.kept)} kept; "
             f"parameters {before:,} -> {after:,}"
         ]
         for reason in reasons:
@@ -49,7 +54,12 @@ class Conversion:
 
 
 def to_dynamic(
-    network: nn.Module, factory: ConvFactory, where: Where = "paper", *, copy: bool = True
+    network: nn.Module,
+    factory: ConvFactory,
+    where: Where = "paper",
+    *,
+    copy: bool = True,
+    spread: float = SPREAD,
 ) -> Conversion:
     """Replace convolutions of the network, in place, by layers that compute the same at the start.
 
@@ -62,6 +72,7 @@ def to_dynamic(
             names of modules, all of whose convolutions are converted; or a predicate of the
             convolution's name and the convolution.
         copy: start from the static weights (``copy_static_``); else as the layer initialises.
+        spread: how far the experts start from each other, see :meth:`ConvSlot.copy_static_`.
 
     Returns:
         What was changed. Convolutions of attentions on pooled maps (squeeze and excitation) and of
@@ -72,8 +83,8 @@ def to_dynamic(
     Raises:
         ValueError: when nothing is there to convert, or a name in where is not the network's.
     """
-    before = _count(network)
-    convs = {n: conv for n, conv in _places(network).items() if isinstance(conv, nn.Conv2d)}
+    before = count_parameters(network)
+    convs = {n: conv for n, conv in _places(network).items() if not isinstance(conv, ConvSlot)}
     if not convs or "" in convs:
         raise ValueError(f"network={type(network).__name__} must hold convolutions inside of it")
     kept = {
@@ -84,16 +95,8 @@ def to_dynamic(
     wanted = {name: conv for name, conv in convs.items() if name not in kept}
     if where == "paper":
         kept |= paper_exceptions(network, list(wanted), _paper_blocks(factory, wanted))
-    elif callable(where):
-        kept |= {n: "not asked for" for n, conv in wanted.items() if not where(n, conv)}
     else:
-        prefixes = (where,) if isinstance(where, str) else tuple(where)
-        names = {name for name, _ in network.named_modules()}
-        for prefix in prefixes:
-            if prefix not in names:
-                raise ValueError(f"where={prefix!r} must be 'paper' or a module of the network")
-        chosen = tuple(f"{p}." for p in prefixes)
-        kept |= {n: "not asked for" for n in wanted if not f"{n}.".startswith(chosen)}
+        kept |= not_asked_for(network, where, wanted, "paper")
     converted = tuple(name for name in wanted if name not in kept)
     if not converted:
         raise ValueError(f"where={where!r} chooses none of the {len(convs)} convolutions")
@@ -101,10 +104,26 @@ def to_dynamic(
     for name in converted:
         conv = convs[name]
         if id(conv) not in built:
-            built[id(conv)] = _build(factory, conv, copy)
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, built[id(conv)])
-    return Conversion(converted, kept, (before, _count(network)))
+            built[id(conv)] = _build(factory, conv, copy, spread)
+        network.set_submodule(name, built[id(conv)])
+    return Conversion(converted, kept, (before, count_parameters(network)))
+
+
+def not_asked_for(
+    network: nn.Module, where: Where, modules: Mapping[str, nn.Module], word: str
+) -> dict[str, str]:
+    """Names of the modules that where does not choose, each with the reason."""
+    if callable(where):
+        return {
+            name: "not asked for" for name, module in modules.items() if not where(name, module)
+        }
+    prefixes = (where,) if isinstance(where, str) else tuple(where)
+    names = {name for name, _ in network.named_modules(remove_duplicate=False)}
+    for prefix in prefixes:
+        if prefix not in names:
+            raise ValueError(f"where={prefix!r} must be {word!r} or a module of the network")
+    chosen = tuple(f"{p}." for p in prefixes)
+    return {name: "not asked for" for name in modules if not f"{name}.".startswith(chosen)}
 
 
 def paper_exceptions(
@@ -166,16 +185,16 @@ def _paper_blocks(factory: ConvFactory, convs: Mapping[str, nn.Module]) -> int |
     return layer.paper_blocks if isinstance(layer, ConvSlot) else None
 
 
-def _build(factory: ConvFactory, conv: nn.Module, copy: bool) -> nn.Module:
+def _build(factory: ConvFactory, conv: nn.Module, copy: bool, spread: float) -> nn.Module:
     assert is_static(conv)
     layer = factory(**geometry(conv))
     if copy:
         if isinstance(layer, ConvSlot):
-            layer.copy_static_(conv)
+            layer.copy_static_(conv, spread)
         else:
             layer.load_state_dict(conv.state_dict())
     return place_like(layer, conv)
 
 
-def _count(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())

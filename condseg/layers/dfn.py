@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from condseg.layers.implementation import Implementation
 from condseg.layers.local_filter import filter_locally
-from condseg.layers.per_sample import conv_per_sample
-from condseg.layers.slot import (
-    ConvSlot,
-    Sizes,
-    full_precision,
-    init_like_conv_,
-    pool,
-    positive,
-    resize_like,
-)
+from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, resize_like
+from condseg.layers.slot import ConvSlot, Sizes
 
 Mode = Literal["joint", "shared", "perchannel"]
 
@@ -234,20 +226,18 @@ class DynamicConv2d(ConvSlot):
             generated: Tensor = self.generate(F.relu(self.hidden(pooled)))
             return generated.view(-1, *self.kernel_shape)
 
+    def kernel_and_bias(
+        self, x: Float[Tensor, "b c *s"], guide: Float[Tensor, "b g *s2"] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        kernel = self.kernels(x if guide is None else guide)
+        return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
+
     def forward(
         self, x: Float[Tensor, "b c *s"], guide: Float[Tensor, "b g *s2"] | None = None
     ) -> Float[Tensor, "b o *s_out"]:
-        kernel = self.kernels(x if guide is None else guide)
-        x, padding = self.pad(x)
-        bias = None if self.bias is None else self.bias.expand(x.shape[0], -1)
-        where = (self.stride, padding, self.dilation, self.groups)
-        return conv_per_sample(x, kernel, bias, *where, implementation=self.implementation)
+        return self._convolve(x, *self.kernel_and_bias(x, guide))
 
-    @torch.no_grad()
-    def copy_static_(self, conv: nn.Module) -> None:
-        """Compute what the static convolution computes: its kernel is the generator's last bias."""
-        weight, bias = self._static(conv)
+    def _start_from_(self, weight: Tensor, spread: float) -> None:
+        """The static kernel is the generator's last bias; there are no experts."""
         nn.init.zeros_(self.generate.weight)
         self.generate.bias.copy_(weight.flatten())
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias[None])

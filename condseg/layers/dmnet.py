@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.implementation import Implementation
+from condseg.layers.parts import Norm, check_sizes, map_norm, positive
 from condseg.layers.per_sample import conv_per_sample
-from condseg.layers.slot import Norm, check_sizes, map_norm, positive
 
 
 class _ConvNormAct(nn.Module):

@@ -6,17 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.per_sample import conv_per_sample, mix
-from condseg.layers.slot import (
+from condseg.layers.parts import (
     Annealed,
-    ConvSlot,
     Linear1x1,
-    Sizes,
     full_precision,
     init_like_conv_,
     pool,
     positive,
+    start_twins_,
 )
+from condseg.layers.per_sample import mix
+from condseg.layers.slot import ConvSlot, Sizes
 
 
 class _Attention(nn.Module):
@@ -89,25 +89,14 @@ class DyConv2d(ConvSlot, Annealed):
         self._add_temperature(temperature)
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
-    def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+    def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             attention = self.attention(x, self.temperature)
-            kernel = mix(attention, self.weight)
             bias = None if self.bias is None else mix(attention, self.bias)
-        x, padding = self.pad(x)
-        where = (self.stride, padding, self.dilation, self.groups)
-        return conv_per_sample(x, kernel, bias, *where, implementation=self.implementation)
+            return mix(attention, self.weight), bias
 
-    @torch.no_grad()
-    def copy_static_(self, conv: nn.Module) -> None:
-        """Compute what the static convolution computes: a mixture of equal experts is each of them.
-
-        The attention stays random and tells the experts apart as soon as training begins.
-        """
-        weight, bias = self._static(conv)
-        self.weight.copy_(weight.expand_as(self.weight))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias.expand_as(self.bias))
+    def _start_from_(self, weight: Tensor, spread: float) -> None:
+        start_twins_(self.weight, weight, spread, *self.attention.fc2.parameters())
 
 
 class DyConv1d(DyConv2d):

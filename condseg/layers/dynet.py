@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
 from condseg.layers.per_sample import conv_experts, conv_per_sample, mix
-from condseg.layers.slot import ConvSlot, Sizes, full_precision, init_like_conv_, pool, positive
+from condseg.layers.slot import ConvSlot, Sizes
 
 
 class DyNetConv2d(ConvSlot):
@@ -97,13 +98,12 @@ class DyNetConv2d(ConvSlot):
             y = conv_per_sample(x, kernel, None, *where, implementation=self.implementation)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
-    @torch.no_grad()
-    def copy_static_(self, conv: nn.Module) -> None:
-        """Compute what the static convolution computes: a mixture of equal experts is each of them.
+    def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
+        with full_precision(x):
+            kernel = mix(self.coefficients(x), self.weight)
+        return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
-        The coefficients stay random and tell the experts apart as soon as training begins.
-        """
-        weight, bias = self._static(conv)
-        self.weight.copy_(weight.expand_as(self.weight))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+    def _start_from_(self, weight: Tensor, spread: float) -> None:
+        head, shape = self.coefficient_fn, (self.num_experts, self.out_channels)
+        rows = (head.weight.unflatten(0, shape), head.bias.unflatten(0, shape))
+        start_twins_(self.weight, weight, spread, *rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condseg.layers.implementation import Implementation
 from condseg.layers.local_filter import filter_locally
-from condseg.layers.slot import Norm, check_sizes, map_norm, positive, resize_like
+from condseg.layers.parts import Norm, check_sizes, map_norm, positive, resize_like
 
 
 class ConvNormReLU(nn.Module):

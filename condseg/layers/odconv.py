@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.per_sample import CONV, conv_per_sample, mix
-from condseg.layers.slot import (
+from condseg.layers.parts import (
     Annealed,
-    ConvSlot,
     Linear1x1,
     Norm,
-    Sizes,
     full_precision,
     pool,
     pooled_norm,
     positive,
+    start_twins_,
 )
+from condseg.layers.per_sample import CONV, conv_per_sample, mix
+from condseg.layers.slot import ConvSlot, Sizes
 
 
 class ODAttention(NamedTuple):
@@ -212,22 +212,19 @@ class ODConv2d(ConvSlot, Annealed):
         kernels: Tensor = kernel.reshape(-1, *self.kernel_shape)
         return kernels
 
-    @torch.no_grad()
-    def copy_static_(self, conv: nn.Module) -> None:
-        """Compute what the static convolution computes, whatever the input and the temperature.
+    def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
+        with full_precision(x):
+            kernel = self._kernel(self.attention(x, self.temperature), fold=True)
+        assert kernel is not None
+        return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
-        The sigmoid heads are set to zero, so each attention is 1/2, and the constant goes into the
-        kernel. All experts are equal, so the softmax over them may keep its random head: it tells
-        them apart as soon as training begins.
-        """
-        weight, bias = self._static(conv)
-        heads = self.attention.sigmoid_heads
-        for head in heads:
+    def _start_from_(self, weight: Tensor, spread: float) -> None:
+        """The sigmoid heads start at zero, so each is 1/2, which the kernel makes up for."""
+        for head in (heads := self.attention.sigmoid_heads):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
-        self.weight.copy_((weight * 2.0 ** len(heads)).expand_as(self.weight))
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+        rows = () if self.attention.kernel_fc is None else self.attention.kernel_fc.parameters()
+        start_twins_(self.weight, weight * 2.0 ** len(heads), spread, *rows)
 
 
 class ODConv1d(ODConv2d):

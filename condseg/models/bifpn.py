@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.slot import map_norm
+from condseg.layers.parts import map_norm
 
 
 class BiFPN(nn.Module):

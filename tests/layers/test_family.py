@@ -86,16 +86,63 @@ def test_static_start_whatever_the_temperature(layer: str) -> None:
     torch.testing.assert_close(dynamic(x), conv(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [n for n in LAYERS if n not in ("odconv1", "dfn")])
+HEADS = {
+    "odconv4": "attention.kernel_fc",
+    "odconv_layernorm": "attention.kernel_fc",
+    "dyconv": "attention.fc2",
+    "condconv": "routing_fn",
+    "condconv3": "routing_fn",
+    "dynet": "coefficient_fn",
+}
+with_experts = pytest.mark.parametrize("layer", HEADS)
+
+
+@with_experts
+@pytest.mark.parametrize("spread", [0.0, 0.03, 1.0])
+def test_experts_lie_around_the_static_kernel(layer: str, spread: float) -> None:
+    torch.manual_seed(0)
+    cls, knobs = LAYERS[layer]
+    conv, x = nn.Conv2d(**place("3x3")), picture() * 3
+    dynamic = cls.from_static(conv, spread=spread, **knobs)
+    torch.testing.assert_close(dynamic(x), conv(x), rtol=1e-5, atol=1e-5)
+    experts = dynamic.get_parameter("weight").detach()
+    scale = (experts.mean(0) / conv.weight).mean()
+    torch.testing.assert_close(experts.mean(0), conv.weight * scale, rtol=1e-4, atol=1e-5)
+    away = (experts - experts.mean(0)).flatten(2).square().mean((0, 2)).sqrt()
+    size = experts.mean(0).flatten(1).square().mean(1).sqrt()
+    spread *= layer != "condconv3"  # one pair of opposite routings and an odd one: no twins
+    torch.testing.assert_close(away / size, torch.full((6,), spread), rtol=0.3, atol=1e-5)
+
+
+@with_experts
 def test_experts_part_after_the_static_start(layer: str) -> None:
+    """Attention learns from the first step, and from the second no two experts learn the same."""
+    torch.manual_seed(0)
     cls, knobs = LAYERS[layer]
     dynamic = cls.from_static(nn.Conv2d(**place("3x3")), **knobs)
-    num = dynamic.get_parameter("weight").shape[0]
-    dynamic(picture()).pow(2).sum().backward()
-    grads = [g.flatten() for g in dynamic.get_parameter("weight").grad]
+    dynamic = dynamic.eval()  # a batch norm of three samples is mostly noise
+    set_temperature(dynamic, 1)
+    optimizer = torch.optim.SGD(dynamic.parameters(), 1.0)
+    experts, head = dynamic.get_parameter("weight"), dynamic.get_submodule(HEADS[layer])
+    for _ in range(2):
+        optimizer.zero_grad()
+        dynamic(picture()).square().mean().backward()
+        assert head.weight.grad.norm() > 1e-6
+        optimizer.step()
+    grads, num = experts.grad.flatten(1), len(experts)
     assert all(
-        (grads[i] - grads[j]).norm() > 1e-5 * grads[i].norm() for i in range(num) for j in range(i)
+        (grads[i] - grads[j]).norm() > 1e-6 * grads[i].norm() for i in range(num) for j in range(i)
     )
+
+
+@pytest.mark.parametrize("layer", ["odconv4", "dyconv", "dynet"])
+def test_between_equal_experts_attention_does_not_learn(layer: str) -> None:
+    cls, knobs = LAYERS[layer]
+    dynamic = cls.from_static(nn.Conv2d(**place("3x3")), spread=0.0, **knobs)
+    dynamic(picture()).square().mean().backward()
+    assert dynamic.get_submodule(HEADS[layer]).weight.grad.norm() < 1e-7
+    with pytest.raises(ValueError, match=r"spread=-1\.0"):
+        dynamic.copy_static_(nn.Conv2d(**place("3x3")), -1.0)
 
 
 @layers

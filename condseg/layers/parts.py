@@ -1,0 +1,159 @@
+"""Parts that several layers are made of: pooled vectors, norms, a temperature, experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Norm = Literal["batch", "layer", "none"]
+
+
+class Annealed(nn.Module):
+    """A layer whose softmax has a temperature: a buffer, saved with the model.
+
+    Published checkpoints have no such entry; they load strictly all the same, and the temperature
+    stays what it is.
+    """
+
+    temperature: Tensor
+
+    def _add_temperature(self, value: float) -> None:
+        positive(temperature=value)
+        self.register_buffer("temperature", torch.tensor(float(value)))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state_dict.setdefault(prefix + "temperature", self.temperature)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def set_temperature(module: nn.Module, value: int | float) -> int:
+    """Set the temperature of every layer inside that has one; give their number."""
+    positive(temperature=value)
+    layers = [m for m in module.modules() if isinstance(m, Annealed)]
+    for layer in layers:
+        layer.temperature.fill_(value)
+    return len(layers)
+
+
+class Linear1x1(nn.Conv2d):
+    """A 1x1 convolution of a pooled map: official names and shapes, computed as a linear map.
+
+    Shape:
+        (B, C) -> (B, O).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, input: Float[Tensor, "b c"]) -> Float[Tensor, "b o"]:
+        return F.linear(input, self.weight.flatten(1), self.bias)
+
+
+class _OneValue:
+    """Batch norm that, in training, uses its running statistics for a single value a channel.
+
+    One value has no variance (PyTorch raises an error, so the published ODConv cannot train at
+    batch 1); the running statistics are what evaluation uses, and stay as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() // max(input.shape[1], 1) < 2:  # type: ignore[attr-defined]
+            mean, var = self.running_mean, self.running_var  # type: ignore[attr-defined]
+            weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
+            return F.batch_norm(input, mean, var, weight, bias, eps=self.eps)  # type: ignore[attr-defined]
+        return super().forward(input)  # type: ignore[misc, no-any-return]
+
+
+class BatchNorm1d(_OneValue, nn.BatchNorm1d):
+    __doc__ = _OneValue.__doc__
+
+
+class BatchNorm2d(_OneValue, nn.BatchNorm2d):
+    __doc__ = _OneValue.__doc__
+
+
+def pooled_norm(norm: Norm, channels: int) -> nn.Module:
+    """Norm of a pooled vector (B, C): batch as published, layer or none for very small batches."""
+    if norm == "batch":
+        return BatchNorm1d(channels)
+    if norm == "layer":
+        return nn.LayerNorm(channels)
+    if norm == "none":
+        return nn.Identity()
+    raise ValueError(f"norm={norm!r} must be 'batch', 'layer' or 'none'")
+
+
+def map_norm(norm: Norm, channels: int) -> nn.Module:
+    """Norm of a map (B, C, H, W); layer is a group norm of one group."""
+    if norm == "layer":
+        return nn.GroupNorm(1, channels)
+    return BatchNorm2d(channels) if norm == "batch" else pooled_norm(norm, channels)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which autocast does not touch the attention and the mixing of kernels."""
+    kind = x.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def pool(x: Float[Tensor, "b c *s"], like: Tensor) -> Float[Tensor, "b c"]:
+    """Global average, in the parameters' precision; a vector is its own."""
+    return x.mean(tuple(range(2, x.dim())), dtype=like.dtype) if x.dim() > 2 else x.to(like.dtype)
+
+
+def positive(**values: int | float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ValueError(f"{name}={value} must be positive")
+
+
+def init_like_conv_(weight: Tensor, bias: Tensor | None) -> None:
+    """Initialise every expert as nn.Conv2d initialises its kernel and its bias."""
+    for kernel in weight:
+        nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
+    if bias is not None:
+        bound = 1 / math.sqrt(math.prod(weight.shape[2:]))
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if not values or any(v < 1 for v in values):
+        raise ValueError(f"{name}={tuple(values)} must be whole numbers >= 1")
+    return tuple(values)
+
+
+def resize_like(x: Float[Tensor, "b c h w"], like: Tensor) -> Tensor:
+    """Resize a map bilinearly to another's height and width, where they differ."""
+    size = like.shape[-2:]
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
+
+
+def start_twins_(experts: Tensor, kernel: Tensor, spread: float, *heads: Tensor) -> None:
+    """Set experts around a kernel, so that every mixture that the heads can give is the kernel.
+
+    Experts 2i and 2i + 1 are twins: their rows of the heads are the same, so is their attention,
+    and their offsets from the kernel are opposite. An odd expert is the kernel.
+
+    Args:
+        experts: (E, O, ...), set in place.
+        kernel: (O, ...).
+        spread: standard deviation of the offsets, relative to each filter's root mean square.
+        heads: (E, ...) parameters that give the attentions, tied in place.
+    """
+    pairs = experts.shape[0] // 2 * 2
+    size = kernel.square().mean(tuple(range(1, kernel.dim())), keepdim=True).sqrt()
+    offsets = spread * size * torch.randn_like(experts[:pairs:2])
+    experts.copy_(kernel.expand_as(experts))
+    experts[:pairs:2] += offsets
+    experts[1:pairs:2] -= offsets
+    for rows in heads:
+        rows[1:pairs:2] = rows[:pairs:2]
