@@ -11,7 +11,8 @@ import yaml
 
 from condseg.callbacks import ExponentialAveraging
 from condseg.cli import CommandLine
-from condseg.layers import DyConv2d, DynamicDilatedPyramid2d, ODConv2d
+from condseg.layers import DeformConv2d, DyConv2d, DynamicDilatedPyramid2d, ODConv2d
+from condseg.models.bifpn import BiFPNBlock
 from condseg.models.rtmdet_head import RTMDetHead
 from condseg.schedules import WarmupCosine, WarmupMultiStep
 from condseg.training import CondInstModule
@@ -41,6 +42,9 @@ def test_those_of_the_readme_are_there() -> None:
         "condinst_dyconv.yaml",
         "condinst_r50_sem.yaml",
         "rtmdet_ins_r50.yaml",
+        "condinst_r50_bifpn.yaml",
+        "boxinst_r50.yaml",
+        "boxinst_r101_bifpn_dcni3.yaml",
         "tabletop.yaml",
         "quickstart.yaml",
         "condinst_rgbd.yaml",
@@ -83,6 +87,18 @@ def test_odconv(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_dyconv(tmp_path: Path) -> None:
     assert parts(build(tmp_path, "--config=condinst_dyconv.yaml").model, DyConv2d) > 0
+
+
+def test_boxinst_with_everything(tmp_path: Path) -> None:
+    words = ("--config=boxinst_r101_bifpn_dcni3.yaml", "--config=schedule_3x.yaml")
+    cli = build(tmp_path, *words, "--model.network.backbone.width=8")
+    assert parts(cli.model, DeformConv2d) == 11  # blocks 0, 3, ... of three stages
+    assert parts(cli.model, BiFPNBlock) == 6
+    assert cli.model.criterion.supervision == cli.datamodule.supervision == "boxes"
+    assert cli.model.network.mask_head.num_params == 233  # as AdelaiDet's checkpoints
+    assert cli.trainer.max_steps == 270_000
+    optimizer = cli.model.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    assert cli.model.schedule(optimizer, 270_000).milestones == [210_000, 250_000]  # type: ignore[attr-defined]
 
 
 def test_paper_schedule(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from condseg.layers.condconv import CondConv1d, CondConv2d, CondConv3d
 from condseg.layers.convert import Conversion, to_dynamic
+from condseg.layers.deform import DeformConv2d
 from condseg.layers.dfn import DynamicConv2d, DynamicLocalFilter2d
 from condseg.layers.dmnet import DynamicContextFilter2d, DynamicMultiScaleFilter2d
 from condseg.layers.dyconv import DyConv1d, DyConv2d, DyConv3d
@@ -25,6 +26,7 @@ __all__ = [
     "ConvFactory",
     "ConvSlot",
     "Conversion",
+    "DeformConv2d",
     "DenseTransport2d",
     "DyConv1d",
     "DyConv2d",

@@ -1,0 +1,95 @@
+"""Deformable convolution, modulated (Zhu et al., 2019)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from condseg.layers.slot import ConvSlot, Sizes, full_precision, init_like_conv_
+
+
+class DeformConv2d(ConvSlot):
+    r"""Convolution whose taps are moved and weighted at each place by what the map shows there.
+
+    .. math:: y(p) = b + \sum_k W_k\, m_k(p)\, x(p + p_k + \Delta_k(p))
+
+    with the offsets :math:`\Delta` and the sigmoid of the modulations :math:`m` from one
+    convolution, whose weights start at zero: every modulation starts at one half.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode: as in ``nn.Conv2d``.
+
+    Attributes:
+        offset: convolution of x to 2 K offsets (y and x of each tap in turn), then K modulations;
+            K taps of the kernel.
+
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
+
+    Source:
+        Zhu et al., "Deformable ConvNets v2", equation 1. In the place of a static convolution the
+        kernel is doubled, so that the start computes what that one did; there it is halved.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Sizes | str = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+        )
+        self.taps = math.prod(self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(self.kernel_shape))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        init_like_conv_(self.weight.data[None], None if self.bias is None else self.bias.data)
+        height, width = self.kernel_size
+        self.offset = nn.Conv2d(in_channels, 3 * self.taps, (height, width))
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
+        kind = x.device.type
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
+        x, padding = self.pad(x)
+        where = (self.stride, padding, self.dilation)
+        with full_precision(x):  # torchvision's kernel knows no half precision everywhere
+            x = x.to(self.weight.dtype)
+            moved = F.conv2d(x, self.offset.weight, self.offset.bias, *where)
+            offsets, modulation = moved.split([2 * self.taps, self.taps], dim=1)
+            y: Tensor = deform_conv2d(
+                x, offsets, self.weight, self.bias, *where, modulation.sigmoid()
+            )
+        return y.to(dtype)
+
+    @torch.no_grad()
+    def copy_static_(self, conv: nn.Module) -> None:
+        """Compute what the static convolution computes: half its doubled kernel, nothing moved."""
+        weight, bias = self._static(conv)
+        self.weight.copy_(2 * weight)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
