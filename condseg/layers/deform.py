@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from condseg.layers.slot import ConvSlot, Sizes, full_precision, init_like_conv_
+from condseg.layers.parts import full_precision, init_like_conv_
+from condseg.layers.slot import ConvSlot, Sizes
 
 
 class DeformConv2d(ConvSlot):
@@ -84,12 +85,12 @@ class DeformConv2d(ConvSlot):
             )
         return y.to(dtype)
 
-    @torch.no_grad()
-    def copy_static_(self, conv: nn.Module) -> None:
-        """Compute what the static convolution computes: half its doubled kernel, nothing moved."""
-        weight, bias = self._static(conv)
+    def why_not_static(self) -> str | None:
+        """Why no plain convolution can stand for the layer, even at a fixed kernel."""
+        return "its taps move from place to place"
+
+    def _start_from_(self, weight: Tensor, spread: float) -> None:
+        """Half the doubled kernel, nothing moved; there are no experts."""
         self.weight.copy_(2 * weight)
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)
