@@ -53,6 +53,9 @@ def to_static(
     if not layers or "" in layers:
         raise ValueError(f"network={type(network).__name__} must hold dynamic layers inside of it")
     kept = {} if where == "all" else not_asked_for(network, where, layers, "all")
+    for name, layer in layers.items():
+        if name not in kept and (why := layer.why_not_static()) is not None:
+            kept[name] = why
     wanted = {name: layer for name, layer in layers.items() if name not in kept}
     if batches is None:
         seen = {id(layer): _probe(layer) for layer in wanted.values()}
@@ -67,7 +70,7 @@ def to_static(
         why = kernels.unknown
         if why is None:
             change[name] = kernels.change
-            why = layer.why_not_static() if change[name] <= limit else reason
+            why = None if change[name] <= limit else reason
         if why is not None:
             kept[name] = why
         elif id(layer) not in built:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condseg.layers import DeformConv2d, to_dynamic
+from condseg.layers import DeformConv2d, to_dynamic, to_static
 from condseg.models import Backbone
 from tests.layers.test_family import GEOMETRIES, picture, place
 
@@ -116,3 +116,10 @@ def test_in_a_network_it_computes_what_was_there() -> None:
     assert sum(isinstance(m, DeformConv2d) for m in network.modules()) == 2
     for ours, theirs in zip(network(x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_no_kernel_stands_for_it() -> None:
+    network = nn.Sequential(build(), nn.ReLU())
+    for batches in (None, [picture()]):
+        assert to_static(network, batches).kept == {"0": "its taps move from place to place"}
+    assert isinstance(network[0], DeformConv2d)
