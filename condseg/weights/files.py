@@ -9,17 +9,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+# What numpy arrays are pickled with, under the names of numpy 1 and 2; nothing else is added to
+# what torch itself reads without executing anything.
+_NUMPY: list[Any] = [
+    *(
+        (value.__reduce__()[0], f"{module}.multiarray.{name}")
+        for value, name in ((np.empty(0), "_reconstruct"), (np.float64(), "scalar"))
+        for module in ("numpy.core", "numpy._core")
+    ),
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "efdbhilqB?"),
+]
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Reads the named tensors of a ``.pth``/``.pt``/``.ckpt`` or ``.safetensors`` file.
 
-    A dictionary inside under ``state_dict``, ``model`` or ``model_state_dict`` is unwrapped, and
-    the prefix ``module.`` of data-parallel training taken off.
+    A dictionary inside under ``state_dict``, ``model`` or ``model_state_dict`` is unwrapped, numpy
+    arrays become tensors, and the prefix ``module.`` of data-parallel training is taken off.
 
     Args:
         path: the file; pickled code in it is never executed (``weights_only``).
@@ -34,24 +49,53 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         content = _read_safetensors(path)
     else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"weights: {path} is damaged, or holds more than tensors (pickled code is never "
-                f"executed): {str(error).splitlines()[0]}"
-            ) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            raise ValueError(f"weights: {path} cannot be read, is it whole? {error}") from error
-    for key in ("state_dict", "model", "model_state_dict"):
+        content = read_pickled(path, "weights")
+    for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"weights: {path} holds no named tensors but a {type(content).__name__}")
+    content = {k: _as_tensor(v) for k, v in content.items()}
     wrong = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
     if wrong:
         raise ValueError(f"weights: in {path} these are no tensors: {', '.join(wrong[:5])}")
     return {str(k).removeprefix("module."): v for k, v in content.items()}
+
+
+def read_pickled(path: Path, what: str, device: str | torch.device = "cpu") -> Any:
+    """What ``torch.save`` wrote, without executing anything out of it.
+
+    Args:
+        path: the file.
+        what: the word that messages begin with.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: a damaged file, or one that holds more than tensors, numpy arrays and plain
+            data; what was refused is named.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = (
+            f"holds {refused[1]}, and pickled code is never executed; a file with the tensors "
+            "alone (the state dict) is read"
+            if refused
+            else f"is damaged, or holds more than tensors (pickled code is never executed): "
+            f"{str(error).splitlines()[0]}"
+        )
+        raise ValueError(f"{what}: {path} {reason}") from error
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [repr(error)]
+        raise ValueError(f"{what}: {path} cannot be read, is it whole? {lines[0]}") from error
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+    return value
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -74,21 +118,27 @@ def load_strict(
     *,
     source: str,
     left_out: Mapping[str, str] | None = None,
+    may_be_missing: Sequence[str] = (),
 ) -> None:
     """Loads ``state`` so that each of its tensors is used, or named as left out with a reason.
 
+    A network on the meta device keeps its tensors: there, only names and shapes are compared.
+
     Args:
-        network: takes the tensors; its ``num_batches_tracked`` counters alone may be missing.
+        network: takes the tensors; its ``num_batches_tracked`` counters and the ``temperature``
+            of its dynamic layers may be missing.
         state: named as the network names them.
         source: where the tensors come from, for messages.
         left_out: key -> reason, for tensors that the network has no place for.
+        may_be_missing: keys that keep what the network has.
 
     Raises:
         ValueError: a tensor is missing, unknown, or of another shape (both sides are named).
     """
     left_out = left_out or {}
     own = network.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    optional = ("num_batches_tracked", ".temperature", *may_be_missing)
+    missing = [k for k in own if k not in state and not k.endswith(optional)]
     unknown = [k for k in state if k not in own and k not in left_out]
     unlike = [
         f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the network"
@@ -102,7 +152,8 @@ def load_strict(
     ]
     if problems:
         raise ValueError(f"weights: {source} does not fit the network; {'; '.join(problems)}")
-    network.load_state_dict({k: state.get(k, own[k]) for k in own}, strict=True)
+    if not any(tensor.is_meta for tensor in own.values()):
+        network.load_state_dict({k: state.get(k, own[k]) for k in own}, strict=True)
     for key in state:
         if key not in own:
             log.info("%s: %s left out: %s", source, key, left_out[key])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 from vectors import Case, handles
 
-from condseg.models import Backbone, CondInst
+from condseg.checkpoint import RECIPE, restore_content
+from condseg.models import CondInst
 from condseg.models.assigner import Assigner
 from condseg.models.criterion import Criterion, semantic_loss
 from condseg.models.dynamic_mask_head import DynamicMaskHead
@@ -23,6 +26,7 @@ from condseg.ops.boxes import centerness
 from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.ops.losses import dice_loss
 from condseg.ops.masks import aligned_upsample, sample_at_stride
+from condseg.pretrained import convert
 from condseg.structures import Assignment, Batch, DensePredictions, ImageInfo, MaskQueries, Targets
 from condseg.weights.adelaidet import convert_adelaidet
 
@@ -431,6 +435,7 @@ def condinst(case: Case) -> None:
 
 
 def build_condinst(case: Case) -> CondInst:
+    """Through a file, as a user's checkpoint comes: its tensors tell the architecture."""
     args = case.args
     basic = args["depth"] < 50
     width = args["res2_out"] if basic else args["width_per_group"]
@@ -438,24 +443,24 @@ def build_condinst(case: Case) -> CondInst:
         assert args["width_per_group"] in (64, width)
     else:
         assert args["res2_out"] == 4 * width
-    backbone = Backbone(
-        f"resnet{args['depth']}",
-        weights=None,
-        style="caffe",
-        width=width,
-        stem_width=args["stem_out"],
-    )
-    network = CondInst(
-        backbone,
-        args["num_classes"],
-        channels=args["fpn_channels"],
-        tower_convs=args["fcos_towers"],
-        mask_branch_channels=args["mask_branch_channels"],
-        semantic_loss=args["semantic_loss"],
-    )
-    state = dict(case.param) or case.companion()
-    network.load_state_dict(convert_adelaidet(state), strict=True)
-    return network
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model_final.pth"
+        torch.save({"model": dict(case.param) or case.companion(), "iteration": 89_999}, path)
+        content = convert(path)
+    network = content[RECIPE]["model"]["network"]
+    assert network["backbone"] == {
+        "name": f"resnet{args['depth']}",
+        "weights": None,
+        "style": "caffe",
+        "width": width,
+        "stem_width": args["stem_out"],
+    }
+    assert network["num_classes"] == args["num_classes"]
+    assert network["channels"] == args["fpn_channels"]
+    assert network["tower_convs"] == args["fcos_towers"]
+    assert network["mask_branch_channels"] == args["mask_branch_channels"]
+    assert network["semantic_loss"] == args["semantic_loss"]
+    return restore_content(content, case.name).network
 
 
 def padded(image: Tensor) -> Tensor:

@@ -1,0 +1,162 @@
+"""The models that other projects have published: where they lie, what they must reach."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+DEFAULT_MODEL = "condinst_r50_3x"
+_HUB = "https://huggingface.co"
+_OPENMMLAB = "https://download.openmmlab.com/mmdetection/v3.0"
+
+LICENCES = {
+    "AdelaiDet": "for non-commercial use only, "
+    "see https://github.com/aim-uofa/AdelaiDet/blob/master/LICENSE",
+    "mmdetection": "Apache-2.0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A detector trained on COCO's train2017.
+
+    Attributes:
+        name: on the command line.
+        config: the configuration that trains the same network.
+        project: whose it is, a key of ``LICENCES``.
+        place: address of the file; on the hub without the host's name.
+        box_ap: box AP on val2017 that its authors publish, 0..100.
+        mask_ap: likewise mask AP.
+    """
+
+    name: str
+    config: str
+    project: Literal["AdelaiDet", "mmdetection"]
+    place: str
+    box_ap: float
+    mask_ap: float
+
+    @property
+    def url(self) -> str:
+        """The file's address; ``HF_ENDPOINT`` names another host than the hub's own."""
+        if "://" in self.place:
+            return self.place
+        return f"{os.environ.get('HF_ENDPOINT', _HUB).rstrip('/')}/{self.place}"
+
+    @property
+    def file(self) -> str:
+        """The file's own name."""
+        return self.place.rpartition("/")[2]
+
+    @property
+    def checksum(self) -> str:
+        """First digits of the file's SHA-256, where its name has them."""
+        match = re.search(r"-([0-9a-f]{8})\.pth$", self.file)
+        return match[1] if match else ""
+
+    @property
+    def licence(self) -> str:
+        return LICENCES[self.project]
+
+
+def _adelaidet(original: str, box_ap: float, mask_ap: float) -> Published:
+    """``CondInst_MS_R_50_3x_sem`` is condinst_r50_3x_sem here, trained by condinst_r50_sem.yaml."""
+    name = original.replace("_MS_R_", "_r").lower()
+    repository = f"tianzhi/AdelaiDet-{original.partition('_')[0]}"
+    config = re.sub(r"_[13]x", "", name)
+    place = f"{repository}/resolve/main/{original}.pth"
+    return Published(name, f"{config}.yaml", "AdelaiDet", place, box_ap, mask_ap)
+
+
+def _mmdetection(config: str, folder: str, stamp: str, box_ap: float, mask_ap: float) -> Published:
+    place = f"{_OPENMMLAB}/{config.partition('_')[0]}/{folder}/{folder}_{stamp}.pth"
+    return Published(f"{config}_mmdet", f"{config}.yaml", "mmdetection", place, box_ap, mask_ap)
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        _adelaidet("CondInst_MS_R_50_1x", 39.7, 35.7),
+        _adelaidet("CondInst_MS_R_50_3x", 41.9, 37.5),
+        _adelaidet("CondInst_MS_R_101_3x", 43.3, 38.6),
+        _adelaidet("CondInst_MS_R_50_3x_sem", 42.6, 38.2),
+        _adelaidet("CondInst_MS_R_101_3x_sem", 44.6, 39.8),
+        _mmdetection(
+            "condinst_r50",
+            "condinst_r50_fpn_ms-poly-90k_coco_instance",
+            "20221129_125223-4c186406",
+            39.8,
+            36.0,
+        ),
+    )
+}
+
+
+def unknown_model(name: str) -> str:
+    """That there is no such model, with the nearest name and all there are."""
+    near = difflib.get_close_matches(name.lower(), MODELS, 1)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    return f"no published model is called {name}{hint} There are {', '.join(MODELS)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedBackbone:
+    """An ODConv network, which is fetched by hand from its authors' page.
+
+    Attributes:
+        name: of the backbone here.
+        num_experts: of its layers.
+        key: of the file's page.
+        top1: accuracy on ImageNet's validation set in percent, as its authors publish it; None
+            for the backbone out of their Mask R-CNN.
+    """
+
+    name: str
+    num_experts: int
+    key: str
+    top1: float | None
+
+    @property
+    def page(self) -> str:
+        return f"https://drive.google.com/file/d/{self.key}/view"
+
+
+BACKBONES = (
+    PublishedBackbone("resnet18", 1, "1AxCKAHJve3fbe2SnvoHsSucNvjv5Dxow", 73.05),
+    PublishedBackbone("resnet18", 4, "1Krsaa0fBKluFCyO7nmg-R9LlsoSUjJj2", 74.19),
+    PublishedBackbone("resnet50", 1, "1Aqwv6uQ9iI8a8Z5vjqmKuSTar0U8gfVJ", 77.87),
+    PublishedBackbone("resnet50", 4, "1uO774twnIYLiDV2BAsVM136k4EAhs6oh", 78.50),
+    PublishedBackbone("resnet50", 4, "1NZKfB0dttJSmnlNbCVPc1OIIhkc2OjMe", None),
+    PublishedBackbone("resnet101", 1, "1PJNcrw2RP9xG-18gw2NE93mwVmQBIbeM", 78.84),
+    PublishedBackbone("resnet101", 2, "1ph0woQfR2Ut2JfV4RKQPB6tAXf9pZmTo", 79.15),
+    PublishedBackbone("mobilenetv2_050", 1, "137qpjBdLjQ6MNNQ-YbqgWZeTEAq7AM_2", 68.06),
+    PublishedBackbone("mobilenetv2_050", 4, "1x2bB8GxNAKfvO-_MX-9Z9mqABBfHkYed", 70.23),
+    PublishedBackbone("mobilenetv2_075", 1, "1g3_OppE5jXW5eO7jy2vbw9mfVqNz-_Tk", 72.71),
+    PublishedBackbone("mobilenetv2_075", 4, "1bGloR4WUAsGEQpbmqLO-hShIcoV0ut42", 74.01),
+    PublishedBackbone("mobilenetv2_100", 1, "1Du_AH_pvtFE8ABg_FLjtPccVypw5AajU", 74.74),
+    PublishedBackbone("mobilenetv2_100", 4, "1HfwoBWOGsiiuhoOyetoQeJ8iXrCi5lJv", 75.29),
+    PublishedBackbone("mobilenetv2_100", 4, "1p_gqy6xIquEZtu1TEuWKid-0gD2Jv2Z4", None),
+)
+
+
+def tables() -> str:
+    """The registry in Markdown, which ``docs/models.md`` shows."""
+    lines = [
+        "| model | configuration | box AP | mask AP | from | licence |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| `{m.name}` | `{m.config}` | {m.box_ap} | {m.mask_ap} | {m.project} | {m.licence} |"
+            for m in MODELS.values()
+        ),
+        "",
+        "| backbone | experts | ImageNet top-1 | file |",
+        "|---|---|---|---|",
+        *(
+            f"| `{b.name}` | {b.num_experts} | {b.top1 or 'of Mask R-CNN'} | [page]({b.page}) |"
+            for b in BACKBONES
+        ),
+    ]
+    return "\n".join(lines) + "\n"

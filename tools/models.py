@@ -1,0 +1,6 @@
+"""Lists the published models: ``python tools/models.py``; docs/models.md shows the same."""
+
+from condseg.weights.published import tables
+
+if __name__ == "__main__":
+    print(tables(), end="")
