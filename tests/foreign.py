@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from condseg.models.backbone import Backbone
+from condseg.models.bifpn import BiFPN
 from condseg.models.condinst import CondInst
 
 BACKBONE = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
@@ -19,7 +20,27 @@ PARTS = {
     "mask_branch_channels": 16,
     "mask_branch_convs": 2,
 }
+# A round of AdelaiDet's BiFPN names its nodes by their level and their inputs' numbers: five maps,
+# then the nodes themselves; down to P3, up to P7.
+_NODES = ("f3_3_4", "f2_2_5", "f1_1_6", "f0_0_7", "f1_1_7_8", "f2_2_6_9", "f3_3_5_10", "f4_4_11")
+_ROUND = r"fpn\.blocks\.(\d)\."
+_BIFPN = (
+    (r"fpn\.p6\.0\.(.+)", r"backbone.bottom_up.res6.reduction.\1"),
+    (r"fpn\.p6\.1\.(.+)", r"backbone.bottom_up.res6.reduction.norm.\1"),
+    (rf"{_ROUND}lateral\.(\d)\.0\.(.+)", r"backbone.repeated_bifpn.\1.lateral_\2_f\2.\3"),
+    (rf"{_ROUND}lateral\.(\d)\.1\.(.+)", r"backbone.repeated_bifpn.\1.lateral_\2_f\2.norm.\3"),
+    *(
+        (rf"{_ROUND}{ours.format(i)}", rf"backbone.repeated_bifpn.\1.{theirs.format(node)}")
+        for i, node in enumerate(_NODES)
+        for ours, theirs in (
+            (r"weights\.{}", r"weights_{}"),
+            (r"output\.{}\.0\.(.+)", r"outputs_{}.\2"),
+            (r"output\.{}\.1\.(.+)", r"outputs_{}.norm.\2"),
+        )
+    ),
+)
 _ADELAIDET = (
+    *_BIFPN,
     (r"backbone\.network\.conv1\.weight", r"backbone.bottom_up.stem.conv1.weight"),
     (r"backbone\.network\.bn1\.(.+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{0}.\2.conv\3.weight"),
@@ -72,7 +93,14 @@ def adelaidet(network: CondInst) -> dict[str, Tensor]:
     """Its frozen batch norms have no counters; constants of the normalisation are tensors."""
     state = _renamed(network, _ADELAIDET)
     state = {re.sub(r"^(res\d)", r"backbone.bottom_up.\1", k): v for k, v in state.items()}
-    state = {k: v for k, v in state.items() if "bottom_up" not in k or "num_batches" not in k}
+    frozen = "backbone.bottom_up.(stem|res[2-5])"
+    state = {k: v for k, v in state.items() if "num_batches" not in k or not re.match(frozen, k)}
+    if isinstance(network.fpn, BiFPN):  # the ResNet is one module deeper
+        deeper = "backbone.bottom_up.backbone."
+        state = {
+            re.sub(r"^backbone\.bottom_up\.(?=stem|res[2-5])", deeper, k): v
+            for k, v in state.items()
+        }
     for level, scale in enumerate(network.head.scales.detach()):
         state[f"proposal_generator.fcos_head.scales.{level}.scale"] = scale.reshape(1)
     return state | {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from condseg.checkpoint import RECIPE, restore, restore_content
+from condseg.cli import main
 from condseg.data.coco import Category
 from condseg.models.condinst import CondInst
 from condseg.predict import Predictor
@@ -91,6 +92,24 @@ def test_boxinst_has_more_mask_features(tmp_path: Path, options: dict[str, int])
     same(restore_content(convert(write(tmp_path / "x.pth", state)), "x").network, network)
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_bifpn_of_adelaidet(tmp_path: Path, repeats: int) -> None:
+    network = foreign.small_network(pyramid="bifpn", pyramid_repeats=repeats)
+    for tensor in network.fpn.state_dict().values():  # no two tensors are alike
+        tensor.copy_(torch.rand(tensor.shape) * 9)
+    state = foreign.adelaidet(network)
+    for key in (
+        "backbone.bottom_up.backbone.res3.0.conv1.weight",
+        "backbone.bottom_up.res6.reduction.norm.running_var",
+        "backbone.repeated_bifpn.0.lateral_1_f1.bias",
+        "backbone.repeated_bifpn.0.weights_f2_2_6_9",
+        "backbone.repeated_bifpn.0.outputs_f4_4_11.norm.weight",
+    ):
+        assert key in state
+    restored = restore_content(convert(write(tmp_path / "x.pth", state)), "x")
+    same(restored.network, network)
+
+
 def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
     tower = "mask_branch.tower.0.0.weight"
     changes: dict[str, dict[str, Any]] = {
@@ -151,30 +170,38 @@ def test_other_classes_get_their_names(tmp_path: Path, caplog: pytest.LogCapture
         convert(path, data / "instances_val.json")
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, words)]
-    env = tiny.environment()
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tiny.REPOSITORY)
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    """tools/convert.py as a user calls it."""
+    tool = str(tiny.REPOSITORY / "tools" / "convert.py")
+    monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
+    runpy.run_path(tool, run_name="__main__")
 
 
 @pytest.mark.parametrize("project", PROJECTS)
-def test_the_tool_then_the_same_detections(tmp_path: Path, project: str) -> None:
+def test_the_tool_then_the_same_detections(
+    tmp_path: Path,
+    project: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     names, style = PROJECTS[project]
     network = foreign.small_network(style)
     source = write(tmp_path / "x.pth", names(network))
     target = tmp_path / "out" / "x.ckpt"
-    done = run("tools/convert.py", source, target)
-    assert done.returncode == 0, done.stderr
-    assert f"{project}'s {source}" in done.stdout
-    assert ("pixel_mean left out: " in done.stderr) == (project == "AdelaiDet")
+    with caplog.at_level(logging.INFO):
+        run(monkeypatch, source, target)
+    assert f"{project}'s {source}" in capsys.readouterr().out
+    assert ("pixel_mean left out: " in caplog.text) == (project == "AdelaiDet")
     restored = restore(target)
     predictor = Predictor(restored, "cpu")
     found = predictor(PICTURE)
     assert len(found.scores) > 0
     same(predictor.network, network)
-    done = run("tools/convert.py", source, source)
-    assert done.returncode == 2
-    assert "is the input; name another file" in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, source, source)
+    assert stop.value.code == 2
+    assert "is the input; name another file" in capsys.readouterr().err
 
 
 def start_words(source: Path | str, *more: str) -> list[str]:
@@ -182,25 +209,26 @@ def start_words(source: Path | str, *more: str) -> list[str]:
     return [f"--init_from={source}", "--model.network.backbone.freeze_stages=0", *more]
 
 
-def test_fine_tuning_with_other_classes(tmp_path: Path) -> None:
+def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny.make_set(tmp_path / "data")
     network = foreign.small_network(semantic_loss=True)
     source = write(tmp_path / "x.pth", foreign.adelaidet(network))
     config = tmp_path / "small.yaml"
     config.write_text("trainer: {precision: 32-true}\n")
-    words = tiny.arguments(data, tmp_path / "runs", *start_words(source, "--trainer.max_steps=2"))
+    words = tiny.arguments(data, tmp_path / "runs", *start_words(source))
     words[0] = f"--config={config}"
-    words = [w for w in words if not w.startswith("--trainer.val_check")]
-    words.append("--trainer.val_check_interval=2")
-    done = tiny.train(words)
-    assert done.returncode == 0, done.stderr
-    said = done.stdout + done.stderr
-    assert f"started from {source}: " in said
-    assert (
-        "made anew for 2 classes in place of 80: head.class_logits.weight, "
-        "head.class_logits.bias, mask_branch.semantic_logits.weight, "
-        "mask_branch.semantic_logits.bias"
-    ) in said
+    said: list[str] = []
+    monkeypatch.setattr("condseg.cli.rank_zero_info", said.append)
+    main(tiny.CONFIGS, [*words, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    assert any(
+        line.startswith(f"started from {source}: ")
+        and line.endswith(
+            "made anew for 2 classes in place of 80: head.class_logits.weight, "
+            "head.class_logits.bias, mask_branch.semantic_logits.weight, "
+            "mask_branch.semantic_logits.bias"
+        )
+        for line in said
+    ), said
     restored = restore(tmp_path / "runs" / "small" / "version_0" / "checkpoints" / "last.ckpt")
     trained = restored.network
     assert [c.name for c in restored.categories] == ["box", "disc"]
@@ -215,8 +243,6 @@ def test_fine_tuning_with_other_classes(tmp_path: Path) -> None:
 def test_a_start_of_another_structure_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from condseg.cli import main
-
     data = tiny.make_set(tmp_path / "data")
     source = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
     for words, said in (

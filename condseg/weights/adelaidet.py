@@ -12,11 +12,32 @@ from torch import Tensor
 
 from condseg.weights.files import rename
 
-_RESNET = r"backbone\.bottom_up\."
+# Below a BiFPN the ResNet is one module deeper.
+_RESNET = r"backbone\.bottom_up\.(?:backbone\.)?"
 _HEAD = r"proposal_generator\.fcos_head\."
 _LEAF = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
+# Nodes of a BiFPN's round in the order in which they are computed: the level, counted from P3, and
+# the maps that are merged, counted from C3 over the inputs and then the nodes.
+_BIFPN_NODES = ("3_3_4", "2_2_5", "1_1_6", "0_0_7", "1_1_7_8", "2_2_6_9", "3_3_5_10", "4_4_11")
+_BIFPN = r"backbone\.repeated_bifpn\.(\d+)\."
+_BIFPN_RULES = [
+    (r"backbone\.bottom_up\.res6\.reduction\.weight", r"fpn.p6.0.weight"),
+    (rf"backbone\.bottom_up\.res6\.reduction\.norm\.{_LEAF}", r"fpn.p6.1.\1"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.(weight|bias)", r"fpn.blocks.\1.lateral.\2.0.\3"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.norm\.{_LEAF}", r"fpn.blocks.\1.lateral.\2.1.\3"),
+    *(
+        rule
+        for number, node in enumerate(_BIFPN_NODES)
+        for rule in (
+            (rf"{_BIFPN}weights_f{node}", rf"fpn.blocks.\1.weights.{number}"),
+            (rf"{_BIFPN}outputs_f{node}\.weight", rf"fpn.blocks.\1.output.{number}.0.weight"),
+            (rf"{_BIFPN}outputs_f{node}\.norm\.{_LEAF}", rf"fpn.blocks.\1.output.{number}.1.\2"),
+        )
+    ),
+]
 _RULES = [
+    *_BIFPN_RULES,
     (rf"{_RESNET}stem\.conv1\.weight", r"backbone.network.conv1.weight"),
     (rf"{_RESNET}stem\.conv1\.norm\.{_LEAF}", r"backbone.network.bn1.\1"),
     *(

@@ -35,6 +35,7 @@ def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> d
         "backbone": _backbone(state, style, source),
         "num_classes": num_classes,
         "channels": channels,
+        **_pyramid(state),
         "tower_convs": sum(
             tensor.ndim == 4
             for key, tensor in state.items()
@@ -69,6 +70,11 @@ def _backbone(state: Mapping[str, Tensor], style: str, source: str) -> dict[str,
         f"weights: {source}: the backbone has {depths} blocks; known are "
         f"{', '.join(f'{name} {blocks}' for name, (_, blocks) in BLOCKS.items())}"
     )
+
+
+def _pyramid(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    rounds = _count(state, r"fpn\.blocks\.(\d+)\.weights\.0")
+    return {"pyramid": "bifpn", "pyramid_repeats": rounds} if rounds else {"pyramid": "fpn"}
 
 
 def _mask_head_channels(num_params: int, mask_features: int, source: str) -> int:

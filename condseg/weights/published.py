@@ -25,7 +25,8 @@ class Published:
 
     Attributes:
         name: on the command line.
-        config: the configuration that trains the same network.
+        config: the configuration that trains such a network; what differs (the backbone's style,
+            the width of mmdetection's BoxInst mask head) comes along with the weights.
         project: whose it is, a key of ``LICENCES``.
         place: address of the file; on the hub without the host's name.
         box_ap: box AP on val2017 that its authors publish, 0..100.
@@ -84,12 +85,36 @@ MODELS = {
         _adelaidet("CondInst_MS_R_101_3x", 43.3, 38.6),
         _adelaidet("CondInst_MS_R_50_3x_sem", 42.6, 38.2),
         _adelaidet("CondInst_MS_R_101_3x_sem", 44.6, 39.8),
+        _adelaidet("CondInst_MS_R_50_BiFPN_1x", 42.5, 37.3),
+        _adelaidet("CondInst_MS_R_50_BiFPN_3x", 44.3, 38.9),
+        _adelaidet("CondInst_MS_R_50_BiFPN_3x_sem", 44.7, 39.4),
+        _adelaidet("CondInst_MS_R_101_BiFPN_3x", 45.3, 39.6),
+        _adelaidet("CondInst_MS_R_101_BiFPN_3x_sem", 45.7, 40.2),
+        _adelaidet("BoxInst_MS_R_50_1x", 39.4, 30.7),
+        _adelaidet("BoxInst_MS_R_50_3x", 41.5, 31.8),
+        _adelaidet("BoxInst_MS_R_101_1x", 41.4, 32.2),
+        _adelaidet("BoxInst_MS_R_101_3x", 43.3, 33.0),
+        _adelaidet("BoxInst_MS_R_101_BiFPN_3x", 45.4, 34.1),
         _mmdetection(
             "condinst_r50",
             "condinst_r50_fpn_ms-poly-90k_coco_instance",
             "20221129_125223-4c186406",
             39.8,
             36.0,
+        ),
+        _mmdetection(
+            "boxinst_r50",
+            "boxinst_r50_fpn_ms-90k_coco",
+            "20221228_163052-6add751a",
+            39.4,
+            30.8,
+        ),
+        _mmdetection(
+            "boxinst_r101",
+            "boxinst_r101_fpn_ms-90k_coco",
+            "20221229_145106-facf375b",
+            41.8,
+            32.7,
         ),
     )
 }
