@@ -132,6 +132,25 @@ class CondInstModule(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and for fused optimizers under bfloat16 as well.
+
+        Lightning refuses to clip for fused optimizers under autocast, for they undo the scaling of
+        float16's gradients by themselves, later; gradients under bfloat16 are not scaled.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if optimizer.defaults.get("fused") and by_norm and not scaled:
+            if gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def _lr_factor(self, group: str) -> float:
         backbone = self.backbone_lr if "backbone" in group else 1.0
         return backbone * (self.attention_lr if "attention" in group else 1.0)

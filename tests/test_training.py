@@ -344,6 +344,23 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert found[1][:3] == pytest.approx(found[0][:3], rel=0.03)
 
 
+def test_fused_optimizers_are_clipped_like_others(tmp_path: Path) -> None:
+    data = tiny.make_set(tmp_path / "data")
+    found = []
+    for form, clip in (("fused", 0.01), ("foreach", 0.01), ("foreach", "null")):
+        words = ("--trainer.precision=bf16-mixed", "--progress.refresh_rate=0")
+        clipped = (f"--trainer.gradient_clip_val={clip}", "--model.optimizer=torch.optim.SGD")
+        optimizer = ("--model.optimizer.init_args.lr=0.1", "--model.optimizer.init_args.momentum=0")
+        runs = tmp_path / f"{form}_{clip}"
+        form = f"--model.optimizer.init_args.{form}=true"
+        CommandLine(
+            tiny.CONFIGS, tiny.arguments(data, runs, *words, *clipped, *optimizer, form)
+        ).fit()
+        found.append([step["train/loss"] for step in tiny.losses(runs).values()])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert found[0][-1] != pytest.approx(found[2][-1], rel=1e-2)
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     data = tiny.make_set(tmp_path / "data")
     words = tiny.arguments(data, tmp_path, "--model.optimizer.init_args.lr=1e30")
