@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from condseg.layers.slot import SPREAD, ConvFactory, ConvSlot, geometry, is_static, place_like
+from condseg.layers.slot import (
+    SPREAD,
+    STATIC,
+    ConvFactory,
+    ConvSlot,
+    geometry,
+    is_static,
+    place_like,
+)
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -68,9 +76,9 @@ def to_dynamic(
         factory: builds a layer from nn.Conv2d's arguments, for example
             ``functools.partial(ODConv2d, num_experts=4)``.
         where: ``"paper"``, the layer's own rule: all convolutions but the stem (what comes before
-            the first block) and the shortcuts, or those of the last blocks (CondConv); or the
-            names of modules, all of whose convolutions are converted; or a predicate of the
-            convolution's name and the convolution.
+            the first block) and, except for DyConv, the shortcuts, or those of the last blocks
+            (CondConv); or the names of modules, all of whose convolutions are converted; or a
+            predicate of the convolution's name and the convolution.
         copy: start from the static weights (``copy_static_``); else as the layer initialises.
         spread: how far the experts start from each other, see :meth:`ConvSlot.copy_static_`.
 
@@ -87,15 +95,13 @@ def to_dynamic(
     convs = {n: conv for n, conv in _places(network).items() if not isinstance(conv, ConvSlot)}
     if not convs or "" in convs:
         raise ValueError(f"network={type(network).__name__} must hold convolutions inside of it")
-    kept = {
-        name: f"a {type(conv).__name__} computes something else"
-        for name, conv in convs.items()
-        if not is_static(conv)
-    }
+    kept = {name: why for name, conv in convs.items() if (why := _unfit(conv, _dims(factory)))}
     wanted = {name: conv for name, conv in convs.items() if name not in kept}
-    if where == "paper":
-        kept |= paper_exceptions(network, list(wanted), _paper_blocks(factory, wanted))
-    else:
+    if where == "paper" and wanted:
+        layer = factory(**geometry(next(iter(wanted.values()))))
+        rule = type(layer) if isinstance(layer, ConvSlot) else ConvSlot
+        kept |= paper_exceptions(network, list(wanted), rule.paper_blocks, rule.paper_shortcuts)
+    elif where != "paper":
         kept |= not_asked_for(network, where, wanted, "paper")
     converted = tuple(name for name in wanted if name not in kept)
     if not converted:
@@ -127,7 +133,10 @@ def not_asked_for(
 
 
 def paper_exceptions(
-    network: nn.Module, names: Sequence[str], last_blocks: int | None = None
+    network: nn.Module,
+    names: Sequence[str],
+    last_blocks: int | None = None,
+    shortcuts: bool = False,
 ) -> dict[str, str]:
     """Names of the convolutions that the papers leave static, each with the reason.
 
@@ -135,6 +144,7 @@ def paper_exceptions(
         network: holds them.
         names: the convolutions that are asked about.
         last_blocks: where given, only the network's last blocks are dynamic.
+        shortcuts: whether they are dynamic, too.
     """
     kept: dict[str, str] = {}
     places = list(_places(network))
@@ -144,7 +154,8 @@ def paper_exceptions(
             type(network.get_submodule(".".join(parts[:i]))).__name__ for i in range(len(parts))
         ]
         if SHORTCUTS.intersection(parts):
-            kept[name] = "shortcut"
+            if not shortcuts:
+                kept[name] = "shortcut"
         elif POOLED_PARTS.intersection(parts[:-1]) or any(map(POOLED_CLASSES.search, owners)):
             kept[name] = "attention on a pooled map"
     main = [name for name in places if name not in kept]
@@ -164,7 +175,8 @@ def _places(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, (nn.Conv2d, ConvSlot)) and id(module) not in inside
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvSlot))
+        and id(module) not in inside
     }
 
 
@@ -178,11 +190,17 @@ def _blocks(names: Sequence[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _paper_blocks(factory: ConvFactory, convs: Mapping[str, nn.Module]) -> int | None:
-    if not convs:
-        return None
-    layer = factory(**geometry(next(iter(convs.values()))))
-    return layer.paper_blocks if isinstance(layer, ConvSlot) else None
+def _dims(factory: ConvFactory) -> int:
+    """Dimensions of what a class, or a partial of one, builds; two where that is not known."""
+    dims: int = getattr(getattr(factory, "func", factory), "dims", 2)
+    return dims
+
+
+def _unfit(conv: nn.Module, dims: int) -> str | None:
+    """Why a convolution cannot be replaced by a layer of so many dimensions."""
+    if not is_static(conv):
+        return f"a {type(conv).__name__} computes something else"
+    return None if isinstance(conv, STATIC[dims]) else f"it is not {dims}-D"
 
 
 def _build(factory: ConvFactory, conv: nn.Module, copy: bool, spread: float) -> nn.Module:

@@ -53,6 +53,9 @@ class DyConv2d(ConvSlot, Annealed):
         Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", eq. 2 and 4.
     """
 
+    # The paper's networks are dynamic in all convolutions but the first.
+    paper_shortcuts = True
+
     def __init__(
         self,
         in_channels: int,

@@ -1,38 +1,49 @@
-"""Networks of the ODConv paper, with the names of its published checkpoints."""
+"""Classification networks of the papers: torchvision's, dynamic where each paper has them so."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, resnet101
 
+from condseg.layers.condconv import CondConv2d
 from condseg.layers.convert import to_dynamic
+from condseg.layers.dyconv import DyConv2d
 from condseg.layers.odconv import ODConv2d
 
-_STATIC = {
-    "od_resnet18": resnet18,
-    "od_resnet34": resnet34,
-    "od_resnet50": resnet50,
-    "od_resnet101": resnet101,
-    "od_mobilenetv2_050": functools.partial(mobilenet_v2, width_mult=0.5),
-    "od_mobilenetv2_075": functools.partial(mobilenet_v2, width_mult=0.75),
-    "od_mobilenetv2_100": functools.partial(mobilenet_v2, width_mult=1.0),
+_LAYERS: dict[str, Any] = {
+    "od": functools.partial(ODConv2d, num_experts=1),
+    "dy": DyConv2d,
+    "cond": CondConv2d,
 }
-OD_NETWORKS = tuple(_STATIC)
+_STATIC: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "mobilenetv2_050": functools.partial(mobilenet_v2, width_mult=0.5),
+    "mobilenetv2_075": functools.partial(mobilenet_v2, width_mult=0.75),
+    "mobilenetv2_100": functools.partial(mobilenet_v2, width_mult=1.0),
+}
+NETWORKS = tuple(f"{layer}_{static}" for layer in _LAYERS for static in _STATIC)
 
 
-def od_network(
-    name: str, num_experts: int = 1, num_classes: int = 1000, reduction: float = 0.0625
-) -> nn.Module:
-    """Build a classification network of the paper; its state dict has the official names.
+def dynamic_network(name: str, num_classes: int = 1000, **knobs: Any) -> nn.Module:
+    """Build a classification network of a paper; each name is a function of this module, too.
+
+    ODConv: all convolutions are dynamic but the stem and the shortcuts, 1 expert unless
+    ``num_experts`` says otherwise; the state dict has the names of the published checkpoints.
+    DyConv: all but the first, 4 experts. CondConv: the last three blocks of a ResNet, the last
+    six of a MobileNetV2, and the classifier, 8 experts. The latter two have torchvision's names
+    with those of the layers; checkpoints of their authors are not known to us.
 
     Args:
-        name: one of ``OD_NETWORKS``.
-        num_experts: 1 or 4 in the paper.
+        name: one of ``NETWORKS``, such as ``od_resnet18``, ``dy_mobilenetv2_050``.
         num_classes: of the last layer.
-        reduction: of the attentions.
+        knobs: of the layer: ``num_experts``, ``reduction``, ``temperature``, ...
 
     Shape:
         (B, 3, H, W) -> (B, num_classes) logits.
@@ -41,21 +52,34 @@ def od_network(
         ValueError: for an unknown name.
 
     Source:
-        Li et al., "Omni-Dimensional Dynamic Convolution", section 4.1; torchvision's networks, all
-        of whose convolutions but the stem and the shortcuts are dynamic.
+        Li et al., "Omni-Dimensional Dynamic Convolution", section 4.1; Chen et al., "Dynamic
+        Convolution", section 5.1; Yang et al., "CondConv", section 4.1 (there the layers of a
+        MobileNet's block share their routing; here each has its own).
     """
-    if name not in _STATIC:
-        raise ValueError(f"name={name!r} must be one of {OD_NETWORKS}")
-    network: nn.Module = _STATIC[name](num_classes=num_classes)
-    factory: Any = functools.partial(ODConv2d, num_experts=num_experts, reduction=reduction)
-    to_dynamic(network, factory, copy=False)
+    if name not in NETWORKS:
+        raise ValueError(f"name={name!r} must be one of {NETWORKS}")
+    layer, _, static = name.partition("_")
+    network = _STATIC[static](num_classes=num_classes)
+    factory = functools.partial(_LAYERS[layer], **knobs)
+    if layer == "cond" and static.startswith("mobilenet"):
+        to_dynamic(network, factory, [f"features.{i}" for i in range(12, 18)], copy=False)
+    else:
+        to_dynamic(network, factory, copy=False)
+    if layer == "cond":
+        _make_classifier_dynamic(network, factory)
     return network
 
 
-od_resnet18 = functools.partial(od_network, "od_resnet18")
-od_resnet34 = functools.partial(od_network, "od_resnet34")
-od_resnet50 = functools.partial(od_network, "od_resnet50")
-od_resnet101 = functools.partial(od_network, "od_resnet101")
-od_mobilenetv2_050 = functools.partial(od_network, "od_mobilenetv2_050")
-od_mobilenetv2_075 = functools.partial(od_network, "od_mobilenetv2_075")
-od_mobilenetv2_100 = functools.partial(od_network, "od_mobilenetv2_100")
+def _make_classifier_dynamic(network: nn.Module, factory: Callable[..., nn.Module]) -> None:
+    """A linear layer is a 1x1 convolution of a map of one pixel."""
+    name = "fc" if hasattr(network, "fc") else "classifier.1"
+    linear = network.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    conv = factory(linear.in_features, linear.out_features, 1)
+    network.set_submodule(name, nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), conv, nn.Flatten()))
+
+
+def __getattr__(name: str) -> Callable[..., nn.Module]:
+    if name in NETWORKS:
+        return functools.partial(dynamic_network, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,6 +63,8 @@ class ConvSlot(nn.Module):
     implementation: Implementation = "fast"
     paper_blocks: ClassVar[int | None] = None
     """How many of the network's last blocks the paper makes dynamic; None for all of them."""
+    paper_shortcuts: ClassVar[bool] = False
+    """Whether it makes the convolutions of shortcuts dynamic, too."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from condseg.layers import (
 )
 from condseg.layers.dfn import dynamic_local_filter
 from condseg.layers.hdfnet import DenseLayer2d
-from condseg.layers.networks import OD_NETWORKS, od_network
+from condseg.layers.networks import NETWORKS, dynamic_network
 from condseg.layers.per_sample import conv_per_sample
 
 OUT, GRAD = 1e-5, 1e-4
@@ -132,7 +132,7 @@ def recipe(key: str, like: Tensor, seed: int) -> Tensor:
 
 
 @handles(
-    *OD_NETWORKS,
+    *(name for name in NETWORKS if name.startswith("od_")),
     options={
         "kernel_num": None,
         "num_classes": None,
@@ -146,7 +146,8 @@ def recipe(key: str, like: Tensor, seed: int) -> Tensor:
 )
 def od_networks(case: Case) -> None:
     assert case.args["mode"] == "eval"
-    net = od_network(case.op, case.args["kernel_num"], case.args["num_classes"]).eval()
+    experts, classes = case.args["kernel_num"], case.args["num_classes"]
+    net = dynamic_network(case.op, classes, num_experts=experts).eval()
     seed, check = case.args["recipe_seed"], case.args["recipe_check"]
     state = {
         key: recipe(key, value, seed)
@@ -199,7 +200,7 @@ def od_network_names(keys: dict[str, dict[str, list[Any]]]) -> None:
     for net, entries in keys.items():
         name, _, experts = net.rpartition("_k")
         with torch.device("meta"), mock.patch.multiple("torch.nn.init", **idle):
-            state = od_network(name, int(experts)).state_dict()
+            state = dynamic_network(name, num_experts=int(experts)).state_dict()
         ours = {
             key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
             for key, value in state.items()

@@ -10,8 +10,17 @@ import torch
 import torchvision
 from torch import nn
 
-from condseg.layers import CondConv2d, ConvFactory, DyConv2d, ODConv2d, to_dynamic
-from condseg.layers.networks import od_network
+from condseg.layers import (
+    CondConv2d,
+    ConvFactory,
+    DyConv2d,
+    DyConv3d,
+    ODConv1d,
+    ODConv2d,
+    networks,
+    to_dynamic,
+)
+from condseg.layers.networks import NETWORKS as NAMED
 from condseg.layers.slot import ConvSlot
 
 timm = pytest.importorskip("timm")
@@ -133,12 +142,67 @@ def test_tensorflow_padding(size: tuple[int, int], geometry: tuple[int, int, int
 
 
 def test_converted_network_trains_at_batch_one() -> None:
-    network = od_network("od_mobilenetv2_050", num_classes=3)
+    network = networks.od_mobilenetv2_050(num_classes=3)
     assert all(m.bias is None for m in network.modules() if isinstance(m, ConvSlot))
     features = network.features.train()
     for module in features.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     features(torch.randn(1, 3, 32, 32)).sum().backward()
+
+
+# Millions of parameters: od_ as published; dy_ (4 experts) and cond_ (8) as the ODConv paper
+# counts them in its comparison, but for CondConv's routings: one a block there, one a layer here.
+MILLIONS = {
+    "od_resnet18": 11.94,
+    "dy_resnet18": 45.47,
+    "cond_resnet18": 81.35,
+    "dy_resnet50": 100.88,
+    "cond_resnet50": 129.86,
+    "dy_mobilenetv2_050": 4.57,
+    "dy_mobilenetv2_100": 12.40,
+    "cond_mobilenetv2_100": 22.88,
+}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_named_networks_are_as_large_as_the_papers(name: str) -> None:
+    with torch.device("meta"):
+        network = getattr(networks, name)()
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    assert millions == pytest.approx(MILLIONS[name], rel=0.004)
+
+
+def test_named_networks() -> None:
+    assert len(NAMED) == 21
+    for name in ("dy_mobilenetv2_050", "cond_mobilenetv2_050", "cond_resnet18"):
+        network = getattr(networks, name)(num_classes=3, num_experts=2).eval()
+        assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+        slots = [m for m in network.modules() if isinstance(m, ConvSlot)]
+        assert all(m.num_experts == 2 for m in slots)
     with pytest.raises(ValueError, match="name='od_vgg'"):
-        od_network("od_vgg")
+        networks.dynamic_network("od_vgg")
+    with pytest.raises(AttributeError, match="od_vgg"):
+        networks.od_vgg  # noqa: B018
+
+
+def test_dyconv_is_in_the_shortcuts_too() -> None:
+    conversion = to_dynamic(NETWORKS["torchvision_resnet18"](), DyConv2d)
+    assert len(conversion) == 19
+    assert conversion.kept == {"conv1": "stem"}
+
+
+def test_one_and_three_dimensions() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3))
+            self.two, self.three = nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3)
+
+    network, x = Mixed(), torch.randn(2, 3, 9)
+    expected = network.one(x)
+    report = to_dynamic(network, functools.partial(ODConv1d, num_experts=2), ["one", "two"])
+    assert report.converted == ("one.0", "one.2")
+    assert report.kept == {"two": "it is not 1-D", "three": "it is not 1-D"}
+    torch.testing.assert_close(network.one(x), expected, rtol=1e-5, atol=1e-5)
+    assert to_dynamic(network, DyConv3d, "three").converted == ("three",)
