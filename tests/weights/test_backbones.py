@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models import mobilenet_v2
 
 from condseg.layers import ODConv2d
-from condseg.layers.networks import od_network
+from condseg.layers.networks import od_resnet18
 from condseg.models.backbone import Backbone
 from tests import foreign
 from tests.weights.test_published import GOLDEN, needs_key_lists
@@ -60,7 +60,7 @@ def test_odconv_classifiers_by_their_key_lists(
 def test_odconv_mask_rcnn_gives_its_backbone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = od_network("od_resnet18", 2)
+    network = od_resnet18(num_experts=2)
     static: dict[str, Tensor] = {f"backbone.{k}": v for k, v in network.state_dict().items()}
     static |= {"rpn_head.rpn_conv.weight": torch.zeros(1), "neck.x": torch.zeros(1)}
     path = write(tmp_path / "x.pth", {"state_dict": static})
