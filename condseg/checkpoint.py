@@ -22,6 +22,9 @@ from condseg.models.criterion import Criterion
 from condseg.models.postprocess import PostProcess
 from condseg.models.soft_labels import SoftLabels
 
+CONCRETE = (Backbone, CondInst, Criterion, PostProcess, SoftLabels)
+"""Parts that are what they are: their arguments lie flat in a configuration, no class path."""
+
 RECIPE = "condseg"
 """The checkpoint's entry from which the model is built again: plain data only."""
 
@@ -33,7 +36,7 @@ def restrict_parsing() -> None:
     class path. Configurations are read from local files alone.
     """
     set_parsing_settings(
-        subclasses_disabled=[Backbone, CondInst, Criterion, PostProcess, SoftLabels],
+        subclasses_disabled=list(CONCRETE),
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,

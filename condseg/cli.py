@@ -37,7 +37,7 @@ from condseg.callbacks import (
     TemperatureAnnealing,
     ValidationPictures,
 )
-from condseg.checkpoint import RECIPE, AtomicCheckpointIO, load, restrict_parsing
+from condseg.checkpoint import CONCRETE, RECIPE, AtomicCheckpointIO, load, restrict_parsing
 from condseg.data.datamodule import DataModule
 from condseg.errors import user_errors
 from condseg.pretrained import start_content, start_from
@@ -71,11 +71,11 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         return _unknown_key(match[1], keys)
     where = match[1] if (match := re.search(r'Parser key "(\S+?)"', message)) else ""
     if match := re.search(r"Option '(\S+)' is not accepted", message):
-        owner = re.search(r"class_path='([\w.]+)'", message)
+        owner = re.search(r"class_path[= ]'([\w.]+)'", message)
         names = _arguments_of(owner[1]) if owner else []
-        return _unknown_key(
-            f"{where}.init_args.{match[1]}", [f"{where}.init_args.{name}" for name in names]
-        )
+        flat = owner and owner[1].rpartition(".")[2] in {part.__name__ for part in CONCRETE}
+        level = where if flat else f"{where}.init_args"
+        return _unknown_key(f"{level}.{match[1]}", [f"{level}.{name}" for name in names])
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
         names = [f"{match[1]}.{name}" for name in dir(importlib.import_module(match[1]))]
         return f"{where}: no class {match[1]}.{match[2]}" + _nearest(

@@ -65,6 +65,15 @@ OPTIONS = [
         "unknown key model.optimizer.init_args.momentun; "
         "did you mean model.optimizer.init_args.momentum?",
     ),
+    (
+        "--model.criterion.soft_labels.top=9",
+        "unknown key model.criterion.soft_labels.top; "
+        "did you mean model.criterion.soft_labels.topk?",
+    ),
+    (
+        "--model.network.head=rtm",
+        "model.network.head: 'rtm' is wrong, Literal['fcos', 'rtmdet'] is allowed",
+    ),
 ]
 
 
@@ -90,6 +99,11 @@ FILES = [
         "model: {schedule: {class_path: condseg.schedules.WarmupCosin}}",
         "model.schedule: no class condseg.schedules.WarmupCosin; "
         "did you mean condseg.schedules.WarmupCosine?",
+    ),
+    (
+        "model: {criterion: {soft_labels: {center_radios: 2}}}",
+        "unknown key model.criterion.soft_labels.center_radios; "
+        "did you mean model.criterion.soft_labels.center_radius?",
     ),
     ("trainer: {max_stepss: 3}", "unknown key trainer.max_stepss; did you mean trainer.max_steps?"),
     ("- model", "must have keys and values, has list"),
