@@ -44,6 +44,7 @@ _ADELAIDET = (
     (r"backbone\.network\.conv1\.weight", r"backbone.bottom_up.stem.conv1.weight"),
     (r"backbone\.network\.bn1\.(.+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{0}.\2.conv\3.weight"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.conv2\.offset\.(.+)", r"res{0}.\2.conv2_offset.\3"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res{0}.\2.conv\3.norm.\4"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"res{0}.\2.shortcut.\3"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"res{0}.\2.shortcut.norm.\3"),

@@ -17,6 +17,8 @@ from torch import Tensor
 from condseg.checkpoint import RECIPE, restore, restore_content
 from condseg.cli import main
 from condseg.data.coco import Category
+from condseg.layers import DeformConv2d
+from condseg.models.backbone import Backbone
 from condseg.models.condinst import CondInst
 from condseg.predict import Predictor
 from condseg.pretrained import coco_categories, convert, start_content, start_from
@@ -108,6 +110,24 @@ def test_bifpn_of_adelaidet(tmp_path: Path, repeats: int) -> None:
         assert key in state
     restored = restore_content(convert(write(tmp_path / "x.pth", state)), "x")
     same(restored.network, network)
+
+
+def test_deformable_convolutions_of_adelaidet(tmp_path: Path) -> None:
+    backbone = Backbone(
+        **foreign.BACKBONE,
+        style="caffe",
+        conv=DeformConv2d,
+        where=["layer2.0.conv2", "layer4.1.conv2"],
+    )
+    network = CondInst(backbone, **foreign.PARTS).eval()
+    for name in ("layer2.0.conv2", "layer4.1.conv2"):
+        torch.nn.init.normal_(network.get_submodule(f"backbone.network.{name}.offset").weight)
+    state = foreign.adelaidet(network)
+    assert state["backbone.bottom_up.res3.0.conv2_offset.weight"].shape == (27, 16, 3, 3)
+    content = convert(write(tmp_path / "x.pth", state))
+    arguments = content[RECIPE]["model"]["network"]["backbone"]
+    assert arguments["where"] == ["layer2.0.conv2", "layer4.1.conv2"]
+    same(restore_content(content, "x").network, network)
 
 
 def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:

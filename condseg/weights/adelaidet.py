@@ -49,6 +49,10 @@ _RULES = [
                 rf"backbone.network.layer{stage - 1}.\1.conv\2.weight",
             ),
             (
+                rf"{_RESNET}res{stage}\.(\d+)\.conv2_offset\.(weight|bias)",
+                rf"backbone.network.layer{stage - 1}.\1.conv2.offset.\2",
+            ),
+            (
                 rf"{_RESNET}res{stage}\.(\d+)\.conv(\d)\.norm\.{_LEAF}",
                 rf"backbone.network.layer{stage - 1}.\1.bn\2.\3",
             ),

@@ -65,11 +65,19 @@ def _backbone(state: Mapping[str, Tensor], style: str, source: str) -> dict[str,
                 "style": style,
                 "width": _shape(state, f"{prefix}layer1.0.conv1.weight", source)[0],
                 "stem_width": _shape(state, f"{prefix}conv1.weight", source)[0],
+                **_deformable(state, prefix),
             }
     raise ValueError(
         f"weights: {source}: the backbone has {depths} blocks; known are "
         f"{', '.join(f'{name} {blocks}' for name, (_, blocks) in BLOCKS.items())}"
     )
+
+
+def _deformable(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    end = ".offset.weight"
+    where = [key.removeprefix(prefix).removesuffix(end) for key in state if key.endswith(end)]
+    conv = {"class_path": "condseg.layers.DeformConv2d"}
+    return {"conv": conv, "where": where} if where else {}
 
 
 def _pyramid(state: Mapping[str, Tensor]) -> dict[str, Any]:

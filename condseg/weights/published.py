@@ -95,6 +95,7 @@ MODELS = {
         _adelaidet("BoxInst_MS_R_101_1x", 41.4, 32.2),
         _adelaidet("BoxInst_MS_R_101_3x", 43.3, 33.0),
         _adelaidet("BoxInst_MS_R_101_BiFPN_3x", 45.4, 34.1),
+        _adelaidet("BoxInst_MS_R_101_BiFPN_dcni3_3x", 46.4, 34.8),
         _mmdetection(
             "condinst_r50",
             "condinst_r50_fpn_ms-poly-90k_coco_instance",
