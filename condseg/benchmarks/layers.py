@@ -233,6 +233,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4, help="pictures")
     parser.add_argument("--kernel_size", type=int, default=3, help="odd")
     parser.add_argument("--instances", type=int, default=64, help="of the mask heads")
+    parser.add_argument("--rounds", type=int, default=30, help="samples of each time")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--output", default="out/benchmark", help="folder of JSON and plot")
+    parser.add_argument("--page", help="a Markdown page whose table is made anew")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,14 +82,73 @@ def ratios(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> Spre
     return Spread.of([mine / theirs for mine, theirs in pairs])
 
 
-def peak_bytes(run: Run, device: torch.device) -> int:
+def rounds_within(
+    runs: Mapping[str, Run], device: torch.device, seconds: float, least: int, most: int
+) -> int:
+    """How many rounds take about so long, judged by one that is not counted.
+
+    Args:
+        runs, device: see :func:`interleaved`.
+        seconds: for all rounds together.
+        least, most: the number is between them.
+    """
+    once = interleaved(runs, device, 1, warm_up=0)
+    return max(least, min(most, int(seconds / max(sum(map(sum, once.values())), 1e-9))))
+
+
+def peak_memory(run: Run, device: torch.device) -> dict[str, int]:
+    """Most bytes that the run held at one time beyond what was held before it, in both ways.
+
+    Returns:
+        ``counted``, see :func:`peak_bytes`; ``resident``, see :func:`peak_resident`, on the CPU
+        where the system tells; ``peak``, the larger of them, for each sees what the other misses.
+    """
+    run()  # what is built once and kept is not the run's
+    found = {"counted": peak_bytes(run, device, warm=True)}
+    if device.type == "cpu" and (resident := peak_resident(run)) is not None:
+        found["resident"] = resident
+    return {**found, "peak": max(found.values())}
+
+
+def peak_resident(run: Run) -> int | None:
+    """By how much the process's memory grew in the run, as Linux counts it; None elsewhere.
+
+    It has what libraries take from the system by themselves, and what is taken but never touched
+    is not in it. Memory that was free and not yet given back is given back before.
+    """
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not os.access(reset, os.W_OK):
+        return None
+
+    def kibibytes(name: str) -> int:
+        lines = dict(line.split(":", 1) for line in status.read_text("ascii").splitlines())
+        return int(lines[name].split()[0])
+
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+    reset.write_text("5", "ascii")  # the high-water mark falls to what is held now
+    before = kibibytes("VmRSS")
+    run()
+    return 1024 * max(0, kibibytes("VmHWM") - before)
+
+
+def peak_bytes(run: Run, device: torch.device, warm: bool = False) -> int:
     """Most bytes that the run held at one time beyond what was held before it; counted, exact.
 
     On CUDA the caching allocator's own count; on the CPU every allocation and release of
     PyTorch's allocator, as the profiler records them (buffers that a library takes from the
     system by itself are not among them).
+
+    Args:
+        run: what is measured.
+        device: where it runs.
+        warm: it ran before; otherwise it runs once more, for what is built once and kept is not
+            the run's.
     """
-    run()  # what is built once and kept is not the run's
+    if not warm:
+        run()
     if device.type == "cuda":
         _wait(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -142,6 +204,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
         "condseg": condseg.__version__,
     }
     if device.type == "cuda":
