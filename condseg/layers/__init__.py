@@ -3,10 +3,15 @@
 from condseg.layers.condconv import CondConv1d, CondConv2d, CondConv3d
 from condseg.layers.convert import Conversion, to_dynamic
 from condseg.layers.deform import DeformConv2d
-from condseg.layers.dfn import DynamicConv2d, DynamicLocalFilter2d
+from condseg.layers.dfn import (
+    DynamicConv1d,
+    DynamicConv2d,
+    DynamicConv3d,
+    DynamicLocalFilter2d,
+)
 from condseg.layers.dmnet import DynamicContextFilter2d, DynamicMultiScaleFilter2d
 from condseg.layers.dyconv import DyConv1d, DyConv2d, DyConv3d
-from condseg.layers.dynet import DyNetConv2d
+from condseg.layers.dynet import DyNetConv1d, DyNetConv2d, DyNetConv3d
 from condseg.layers.hdfnet import (
     DenseTransport2d,
     DynamicDilatedFilter2d,
@@ -15,7 +20,7 @@ from condseg.layers.hdfnet import (
 )
 from condseg.layers.implementation import Implementation, set_implementation
 from condseg.layers.odconv import ODConv1d, ODConv2d, ODConv3d
-from condseg.layers.parts import set_temperature
+from condseg.layers.parts import lower_temperature, set_temperature
 from condseg.layers.slot import ConvFactory, ConvSlot
 from condseg.layers.static import to_static
 
@@ -31,9 +36,13 @@ __all__ = [
     "DyConv1d",
     "DyConv2d",
     "DyConv3d",
+    "DyNetConv1d",
     "DyNetConv2d",
+    "DyNetConv3d",
     "DynamicContextFilter2d",
+    "DynamicConv1d",
     "DynamicConv2d",
+    "DynamicConv3d",
     "DynamicDilatedFilter2d",
     "DynamicDilatedPyramid2d",
     "DynamicLocalFilter2d",
@@ -43,6 +52,7 @@ __all__ = [
     "ODConv2d",
     "ODConv3d",
     "hybrid_enhanced_loss",
+    "lower_temperature",
     "set_implementation",
     "set_temperature",
     "to_dynamic",

@@ -241,3 +241,13 @@ class DynamicConv2d(ConvSlot):
         """The static kernel is the generator's last bias; there are no experts."""
         nn.init.zeros_(self.generate.weight)
         self.generate.bias.copy_(weight.flatten())
+
+
+class DynamicConv1d(DynamicConv2d):
+    __doc__ = DynamicConv2d.__doc__
+    dims = 1
+
+
+class DynamicConv3d(DynamicConv2d):
+    __doc__ = DynamicConv2d.__doc__
+    dims = 3

@@ -107,3 +107,13 @@ class DyNetConv2d(ConvSlot):
         head, shape = self.coefficient_fn, (self.num_experts, self.out_channels)
         rows = (head.weight.unflatten(0, shape), head.bias.unflatten(0, shape))
         start_twins_(self.weight, weight, spread, *rows)
+
+
+class DyNetConv1d(DyNetConv2d):
+    __doc__ = DyNetConv2d.__doc__
+    dims = 1
+
+
+class DyNetConv3d(DyNetConv2d):
+    __doc__ = DyNetConv2d.__doc__
+    dims = 3

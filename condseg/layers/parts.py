@@ -44,6 +44,19 @@ def set_temperature(module: nn.Module, value: int | float) -> int:
     return len(layers)
 
 
+def lower_temperature(module: nn.Module, by: int | float = 3) -> int:
+    """Lower the temperature of every layer inside, to no less than 1; give their number.
+
+    Called after each epoch it is the schedule of the public implementation of DyConv: 34, 31, ...,
+    4, 1. (The paper's, linear from 30 to 1, is a function of the step: :func:`set_temperature`.)
+    """
+    positive(by=by)
+    layers = [m for m in module.modules() if isinstance(m, Annealed)]
+    for layer in layers:
+        layer.temperature.sub_(by).clamp_(min=1)
+    return len(layers)
+
+
 class Linear1x1(nn.Conv2d):
     """A 1x1 convolution of a pooled map: official names and shapes, computed as a linear map.
 

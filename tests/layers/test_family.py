@@ -11,6 +11,8 @@ import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from condseg.layers import (
     CondConv2d,
@@ -205,16 +207,29 @@ def test_bf16_autocast(layer: str, geometry: str) -> None:
 
 
 @layers
-def test_attention_stays_fp32_under_autocast(layer: str) -> None:
-    """The coefficients of a bf16 run are those of the fp32 run on the same (rounded) map."""
-    dynamic, x = build(layer).eval(), picture().bfloat16()
+def test_half_autocast(layer: str) -> None:
+    dynamic, x = build(layer).eval(), picture().requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        y = dynamic(x)
+    assert y.dtype == torch.float16
+    expected = dynamic(x)
+    assert (y - expected).norm() < 0.005 * expected.norm()
+    y.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in dynamic.parameters())
+
+
+@layers
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_stays_fp32_under_autocast(layer: str, dtype: torch.dtype) -> None:
+    """The coefficients of a low-precision run are those of the fp32 run on the rounded map."""
+    dynamic, x = build(layer).eval(), picture().to(dtype)
     seen: list[Tensor] = []
     heads = [m for m in dynamic.modules() if isinstance(m, nn.Linear) or hasattr(m, "kernel_shape")]
     heads += [m for m in dynamic.modules() if type(m).__name__ == "Linear1x1"]
     for head in heads:
         if head is not dynamic:
             head.register_forward_hook(lambda m, a, out: seen.append(out))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         dynamic(x)
     low, seen[:] = list(seen), []
     dynamic(x.float())
@@ -267,6 +282,44 @@ def test_batch_of_one_value_trains(layer: str) -> None:
     assert y.isfinite().all()
     for key, value in before.items():
         assert torch.equal(dynamic.state_dict()[key], value)
+
+
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    """A process group of one."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@layers
+@pytest.mark.usefixtures("_alone")
+def test_trains_in_ddp(layer: str) -> None:
+    """Every parameter takes part in every step: DDP waits for none, batch of one included."""
+    dynamic = build(layer)
+    twin = copy.deepcopy(dynamic)
+    wrapped = DistributedDataParallel(dynamic)
+    for batch in (3, 1, 2):
+        for network in (wrapped, twin):
+            network(picture(batch)).square().sum().backward()
+    for ours, alone in zip(dynamic.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, alone.grad)
+
+
+@layers
+def test_moving_average(layer: str) -> None:
+    dynamic, x = build(layer).eval(), picture()
+    average = AveragedModel(dynamic, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    average.update_parameters(dynamic)
+    torch.testing.assert_close(average(x), dynamic(x))
+    before = [p.detach().clone() for p in dynamic.parameters()]
+    with torch.no_grad():
+        for parameter in dynamic.parameters():
+            parameter += 1
+    average.update_parameters(dynamic)
+    for mean, old in zip(average.module.parameters(), before, strict=True):
+        torch.testing.assert_close(mean, old + 0.25)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from condseg.layers import (
     DyNetConv2d,
     ODConv2d,
     hybrid_enhanced_loss,
+    lower_temperature,
     set_temperature,
 )
 
@@ -46,6 +47,17 @@ def test_set_temperature_reaches_every_layer_and_flattens_the_attention() -> Non
     assert all(part is not None and (part - part.mean()).abs().max() < 1e-4 for part in attention)
     with pytest.raises(ValueError, match="temperature=0"):
         set_temperature(network, 0)
+
+
+def test_the_public_schedule_of_dyconv() -> None:
+    network = nn.Sequential(DyConv2d(3, 4, 3, temperature=34.0), CondConv2d(4, 4, 3))
+    seen = []
+    for _ in range(13):
+        seen.append(float(network[0].temperature))
+        assert lower_temperature(network) == 1
+    assert seen == [*range(34, 0, -3), 1]
+    with pytest.raises(ValueError, match="by=0"):
+        lower_temperature(network, 0)
 
 
 def test_checkpoint_without_temperature_loads_strictly() -> None:

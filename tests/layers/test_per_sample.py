@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import oracle
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,10 +13,19 @@ from hypothesis import strategies as st
 
 from condseg.layers import (
     CondConv1d,
+    CondConv2d,
     CondConv3d,
+    ConvSlot,
     DyConv1d,
+    DyConv2d,
     DyConv3d,
+    DynamicConv1d,
+    DynamicConv2d,
+    DynamicConv3d,
     DynamicLocalFilter2d,
+    DyNetConv1d,
+    DyNetConv2d,
+    DyNetConv3d,
     ODConv1d,
     ODConv2d,
     ODConv3d,
@@ -119,9 +129,64 @@ def test_odconv_is_four_factors_of_the_kernel(
     torch.testing.assert_close(layer(x), oracle.odconv(layer, x))
 
 
+MIXTURES: dict[str, type[ConvSlot]] = {
+    "condconv": CondConv2d,
+    "dyconv": DyConv2d,
+    "dynet": DyNetConv2d,
+    "dfn": DynamicConv2d,
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+@few
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    pair,
+    places,
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+)
+def test_mixtures_expert_by_expert(
+    kind: str,
+    batch: int,
+    per_in: int,
+    per_out: int,
+    k: tuple[int, int],
+    place: dict[str, Any],
+    experts: int,
+    bias: bool,
+    padding_mode: str,
+) -> None:
+    torch.manual_seed(0)
+    g = place["groups"]
+    knobs = {} if kind == "dfn" else {"num_experts": experts}
+    where = (per_in * g, per_out * g, k)
+    conv = torch.nn.Conv2d(*where, **place, bias=bias, padding_mode=padding_mode).double()
+    layer = MIXTURES[kind](*where, **place, bias=bias, padding_mode=padding_mode, **knobs)
+    layer = layer.double().eval()
+    x = torch.randn(batch, per_in * g, 8, 7).double()
+    expected = oracle.mixture(layer, x, conv)
+    torch.testing.assert_close(layer(x), expected)
+    if kind == "dynet":
+        layer.mixing = "features"
+        torch.testing.assert_close(layer(x), expected)
+    kernel, biases = layer.kernel_and_bias(x)
+    assert kernel.shape == (batch, *conv.weight.shape)
+    assert (biases is None) == (not bias)
+
+
 def test_one_and_three_dimensions() -> None:
     torch.manual_seed(0)
-    for one, three in ((ODConv1d, ODConv3d), (DyConv1d, DyConv3d), (CondConv1d, CondConv3d)):
+    for one, three in (
+        (ODConv1d, ODConv3d),
+        (DyConv1d, DyConv3d),
+        (CondConv1d, CondConv3d),
+        (DyNetConv1d, DyNetConv3d),
+        (DynamicConv1d, DynamicConv3d),
+    ):
         conv1 = torch.nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2)
         conv3 = torch.nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), bias=False)
         x1, x3 = torch.randn(2, 4, 9), torch.randn(2, 4, 3, 5, 4)
