@@ -302,7 +302,9 @@ class CommandLine(LightningCLI):
             content = load(self._checkpoint)
             self._step = int(content["global_step"])
             self._check_same_model(content.get(RECIPE) or {})
-        if self._start is not None:
+        if self.config.init_from is not None:
+            # Asked for in a file, it could not lie below the configurations, which must fit it.
+            self._start = self._start or start_content(self.config.init_from)
             self._check_same_start(self._start[RECIPE]["model"]["network"])
 
     def instantiate_classes(self) -> None:

@@ -265,7 +265,13 @@ def test_a_start_of_another_structure_is_named(
 ) -> None:
     data = tiny.make_set(tmp_path / "data")
     source = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
+    own = tmp_path / "own.yaml"
+    own.write_text(f"init_from: {source}")
     for words, said in (
+        (
+            [f"--config={own}"],
+            "has model.network.backbone.name resnet18, this configuration resnet50",
+        ),
         (
             start_words(source, "--model.network.backbone.style=torchvision"),
             "has model.network.backbone.style caffe, this configuration torchvision",
