@@ -13,6 +13,7 @@ from condseg.layers import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.ops.losses import dice_loss
+from condseg.ops.paste import paste, paste_plainly
 from condseg.structures import MaskQueries
 
 CPU = torch.device("cpu")
@@ -74,3 +75,16 @@ def test_mask_head_operations() -> None:
     with torch.no_grad():
         products = multiply_adds(lambda: head(features, queries))
     assert products <= 40 * 200 * (8 * 11 + 8 * 8 + 8) * 1.01
+
+
+def test_paste_memory_is_flat() -> None:
+    logits = torch.randn(40, 8, 12).repeat_interleave(5, 1).repeat_interleave(5, 2)
+    size = (160, 240)
+
+    def beside_the_masks(count: int) -> int:
+        args = (logits[:count], 4, size, size, 0.5)
+        return peak_bytes(lambda: paste(*args), CPU) - count * 160 * 240
+
+    assert beside_the_masks(40) < 1.05 * beside_the_masks(16)
+    args = (logits, 4, size, size, 0.5)
+    assert beside_the_masks(40) < 0.25 * peak_bytes(lambda: paste_plainly(*args), CPU)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -15,7 +14,7 @@ from condseg.layers import Implementation
 from condseg.models.condinst import CondInst
 from condseg.ops.boxes import boxes_from_ltrb
 from condseg.ops.locations import location_levels, pyramid_locations
-from condseg.ops.masks import aligned_upsample
+from condseg.ops.paste import paste, paste_plainly
 from condseg.structures import DensePredictions, Detections, ImageInfo
 
 
@@ -137,18 +136,6 @@ class PostProcess:
         stride: int,
         implementation: Implementation = "fast",
     ) -> Bool[Tensor, "d h w"]:
-        """Masks of the original size: up-sampled, cut to the picture, resized, thresholded.
-
-        The instances go through in chunks, so that memory stays bounded; in the reference form
-        all at once.
-        """
-        height, width = info.original_size
-        per_mask = logits.shape[-2] * logits.shape[-1] * stride**2 + height * width
-        chunk = max(1, len(logits) if implementation == "reference" else 2**25 // per_mask)
-        masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=logits.device)
-        for start in range(0, len(logits), chunk):
-            scores = aligned_upsample(logits[start : start + chunk].float().sigmoid(), stride)
-            scores = scores[None, :, : info.size[0], : info.size[1]]
-            scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
-            masks[start : start + chunk] = scores[0] > self.mask_threshold
-        return masks
+        """Masks of the original size: up-sampled, cut to the picture, resized, thresholded."""
+        form = paste_plainly if implementation == "reference" else paste
+        return form(logits.float(), stride, info.size, info.original_size, self.mask_threshold)

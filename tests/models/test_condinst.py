@@ -248,16 +248,6 @@ def test_picture_smaller_than_a_stride() -> None:
     assert (found.boxes[:, 2] <= 5).all()
 
 
-def test_masks_are_pasted_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(9, 10, 12)
-    info = ImageInfo(0, "", (57, 71), (38, 47))
-    at_once = PostProcess().paste(logits, info, 4)
-    big = ImageInfo(0, "", (2400, 3000), (38, 47))
-    assert PostProcess().paste(logits, big, 4).shape == (9, 2400, 3000)
-    one_by_one = torch.cat([PostProcess().paste(row[None], info, 4) for row in logits])
-    assert torch.equal(at_once, one_by_one)
-
-
 def test_equal_scores_at_the_end_all_stay() -> None:
     size = [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
     count = sum(h * w for h, w in size)

@@ -1,0 +1,66 @@
+"""Masks by tiles are the masks by interpolation, but where rounding decides."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from condseg.ops.paste import paste, paste_plainly
+from condseg.structures import Size
+
+sides = st.integers(1, 150)
+
+
+def check(logits: Tensor, stride: int, size: Size, original: Size, threshold: float) -> None:
+    ours = paste(logits, stride, size, original, threshold)
+    assert ours.shape == (len(logits), *original)
+    for shift in (-1e-6, 1e-6):
+        # A pixel may differ where a threshold moved by as much as rounding would decide it, too.
+        theirs = paste_plainly(logits, stride, size, original, threshold + shift)
+        wrong = ours > theirs if shift < 0 else theirs > ours
+        assert not wrong.any()
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    cells=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    stride=st.sampled_from([2, 4]),
+    original=st.tuples(sides, sides),
+    cut=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    instances=st.integers(0, 10),
+    coarse=st.integers(1, 8),
+    threshold=st.sampled_from([0.5, 0.3]),
+)
+def test_any_size(
+    cells: Size,
+    stride: int,
+    original: Size,
+    cut: Size,
+    instances: int,
+    coarse: int,
+    threshold: float,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blobs = torch.randn(instances, 1, coarse, coarse, generator=generator) * 4
+    logits = (
+        F.interpolate(blobs, cells, mode="bicubic") if instances else blobs.new_zeros(0, 1, *cells)
+    )
+    size = (max(1, stride * cells[0] - cut[0]), max(1, stride * cells[1] - cut[1]))
+    args = (logits[:, 0], stride, size, original, threshold)
+    check(*args)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-4, -1e-4, 30.0, -30.0, torch.inf, -torch.inf])
+def test_everywhere_at_the_threshold_or_far_from_it(value: float) -> None:
+    args = (torch.full((2, 9, 11), value), 4, (35, 44), (100, 90), 0.5)
+    assert torch.equal(paste(*args), paste_plainly(*args))
+
+
+def test_a_picture_of_usual_size() -> None:
+    blobs = torch.randn(12, 1, 12, 16, generator=torch.Generator().manual_seed(1)) * 3 - 2
+    logits = F.interpolate(blobs, (100, 152), mode="bicubic")[:, 0]
+    args = (logits, 4, (400, 600), (427, 640), 0.5)
+    assert 0.05 < paste(*args).float().mean() < 0.6
+    check(*args)
