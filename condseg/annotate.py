@@ -6,7 +6,7 @@ import glob
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,11 @@ def find_depths(
     if not predictor.network.takes_depth:
         raise ValueError(f"depth is {str(depth)!r}, but the checkpoint's network takes none")
     place = Path(depth)
-    maps: list[Path | None] = [place]
-    if place.is_dir():
-        maps = [place / f"{picture.stem}.png" for picture in pictures]
-        shared = [str(p) for p, path in zip(pictures, maps, strict=True) if maps.count(path) > 1]
-    else:
-        maps, shared = [place] * len(pictures), [str(p) for p in pictures]
-    if len(shared) > 1:
+    in_folder = place.is_dir()
+    maps: list[Path | None] = [place / f"{p.stem}.png" if in_folder else place for p in pictures]
+    times = Counter(maps)
+    shared = [str(p) for p, path in zip(pictures, maps, strict=True) if times[path] > 1]
+    if shared:
         raise ValueError(
             f"depth is {str(depth)!r}, in which {', '.join(shared[:3])} have the same depth map; "
             "one for each is allowed"
