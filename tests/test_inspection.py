@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from condseg.checkpoint import RECIPE, _build
+from condseg.checkpoint import RECIPE, build
 from condseg.data.images import read_image
 from condseg.inspection import _watch, attentions, inspect, kernels
 from condseg.inspection_figures import MOST_CLASSES, write_figures
@@ -46,7 +46,7 @@ def write_checkpoint(path, conv=None, mask_filter=None):
         "postprocess": tiny_model.POSTPROCESS,
     }
     torch.manual_seed(0)
-    network, _ = _build(model)
+    network, _ = build(model)
     recipe = {
         "model": model,
         "categories": tiny_model.CATEGORIES,
