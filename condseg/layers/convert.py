@@ -36,7 +36,8 @@ class Conversion:
         parameters: number of the network's parameters before and after.
         made: what they were made, ``"dynamic"`` or ``"static"``.
         change: by name, how much of a kernel changed from sample to sample before it was fixed:
-            mean |K_i - M|^2 / mean |K_i|^2 with M the mean, 0 (nothing is lost) to 1.
+            mean |K_i - M|^2 / mean |K_i|^2 with M the mean, 0 (nothing is lost) to 1; or of the
+            bias, if that is more.
     """
 
     converted: tuple[str, ...]

@@ -59,7 +59,7 @@ def to_static(
     wanted = {name: layer for name, layer in layers.items() if name not in kept}
     if batches is None:
         seen = {id(layer): _probe(layer) for layer in wanted.values()}
-        limit, reason = 1e-12, "its kernel depends on the input"
+        limit, reason = 1e-12, "its kernel or its bias depends on the input"
     else:
         seen = _watch(network, wanted.values(), batches)
         limit, reason = max_change, f"its kernel changes by more than {max_change}"
@@ -85,28 +85,31 @@ class _Kernels:
     """The kernels that a layer made, and their mean; ``unknown`` says why there is none."""
 
     def __init__(self) -> None:
-        self.count, self.square = 0, 0.0
-        self.sums: list[Any] = []
+        self.count = 0
+        self.sums: list[Any] = [0, 0]
+        self.squares = [0.0, 0.0]
         self.unknown: str | None = "the batches do not reach it"
 
     def add(self, layer: ConvSlot, x: Tensor) -> None:
         """Take up the kernel of each sample; one by one, for all together they may be large."""
         for i in range(len(x)):
-            pair = layer.kernel_and_bias(x[i : i + 1])
-            parts = [part[0].double() for part in pair if part is not None]
-            self.sums = [a + b for a, b in zip(self.sums or [0] * 2, parts, strict=False)]
-            self.square += parts[0].square().sum().item()
+            for n, part in enumerate(layer.kernel_and_bias(x[i : i + 1])):
+                if part is not None:
+                    self.sums[n] += part[0].double()
+                    self.squares[n] += part.double().square().sum().item()
             self.count, self.unknown = self.count + 1, None
 
     @property
     def mean(self) -> tuple[Tensor, Tensor | None]:
-        kernel, *bias = (total / self.count for total in self.sums)
-        return kernel, bias[0] if bias else None
+        kernel, bias = (total / self.count for total in self.sums)
+        return kernel, bias if torch.is_tensor(bias) else None
 
     @property
     def change(self) -> float:
-        fixed = self.mean[0].square().sum().item() * self.count
-        return max(1 - fixed / self.square, 0.0) if self.square else 0.0
+        """Of the kernel or of the bias, whichever changes more."""
+        fixed = [0.0 if m is None else m.square().sum().item() * self.count for m in self.mean]
+        pairs = zip(fixed, self.squares, strict=True)
+        return max([0.0, *(1 - part / whole for part, whole in pairs if whole)])
 
 
 def _probe(layer: ConvSlot) -> _Kernels:
