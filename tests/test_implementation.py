@@ -21,7 +21,8 @@ from condseg.layers import (
     set_implementation,
 )
 from condseg.models import Backbone, CondInst, Criterion, PostProcess
-from condseg.structures import Batch, ImageInfo, Targets
+from condseg.models.dynamic_mask_head import DynamicMaskHead
+from condseg.structures import Batch, ImageInfo, MaskQueries, Targets
 
 LAYERS = {
     "odconv": partial(ODConv2d, 4, 6, 3, padding=1, stride=2),
@@ -137,3 +138,17 @@ def test_losses_and_gradients(networks: tuple[CondInst, CondInst]) -> None:
         assert (gradient is None) == (other is None)
         if gradient is not None:
             assert (gradient - other).norm() <= 1e-4 * other.norm() + 1e-12, name
+
+
+def test_half_precision_has_no_infinities() -> None:
+    head = DynamicMaskHead()
+    count = 2000
+    queries = MaskQueries(
+        torch.randn(count, 169).bfloat16() * 100,
+        torch.rand(count, 2) * 4000,
+        torch.full((count,), 64.0),
+        torch.zeros(count, dtype=torch.int64),
+        torch.full((count,), -1),
+    )
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        assert head(torch.randn(1, 8, 3, 4).half() * 100, queries).isfinite().all()

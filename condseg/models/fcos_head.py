@@ -123,22 +123,22 @@ class FCOSHead(nn.Module):
             dense = torch.cat([x.flatten(2) for x in controller_features], dim=2)
             return dense[image_index, :, location_index]
         channels = controller_features[0].shape[1]
-        rows, windows, first_location, first_row = [], [], 0, 0
-        order = []
+        rows, levels, first_location, first_row = [], [], 0, 0
         for x in controller_features:
-            h, w = x.shape[-2:]
-            here = (location_index >= first_location) & (location_index < first_location + h * w)
-            chosen = here.nonzero().squeeze(1)
-            cell = location_index[chosen] - first_location
-            corner = image_index[chosen] * ((h + 2) * (w + 2)) + cell // w * (w + 2) + cell % w
-            step = torch.arange(3, device=x.device)
-            window = (step[:, None] * (w + 2) + step).flatten()
-            windows.append(first_row + corner[:, None] + window)
+            batch, _, h, w = x.shape
             rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels))
-            order.append(chosen)
+            levels.append((first_location, first_row, (h + 2) * (w + 2), w))
             first_location += h * w
-            first_row += len(rows[-1])
-        patches = torch.cat(rows).index_select(0, torch.cat(windows).flatten())
+            first_row += batch * (h + 2) * (w + 2)
+        # Each choice looks its level up, so that no shape depends on where the choices lie.
+        table = torch.tensor(levels, device=location_index.device)
+        level = torch.bucketize(location_index, table[:, 0].contiguous(), right=True) - 1
+        first, start, area, width = table[level].unbind(1)
+        cell = location_index - first
+        corner = start + image_index * area + cell // width * (width + 2) + cell % width
+        step = torch.arange(3, device=width.device)
+        window = step[:, None] * (width[:, None, None] + 2) + step
+        places = (corner[:, None, None] + window).flatten()
+        patches = torch.cat(rows).index_select(0, places)
         weight = self.controller.weight.permute(0, 2, 3, 1).flatten(1)
-        params = F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)
-        return params[torch.cat(order).argsort()]
+        return F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)
