@@ -238,6 +238,9 @@ def mask_rcnn(shapes: Shapes, device: torch.device) -> Callable[[], list[dict[st
             each["masks"] = (each["masks"] > 0.5).cpu()
         return found
 
+    count = len(run()[0]["masks"])
+    if count != shapes.detections:
+        raise RuntimeError(f"{count} detections where {shapes.detections} were to be compared")
     return run
 
 
