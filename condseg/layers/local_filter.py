@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ def filter_locally(
     if filters.shape[1] == x.shape[1]:
         # Channels that share no filter are as independent as samples.
         x, filters = x.reshape(-1, 1, *x.shape[2:]), filters.reshape(-1, 1, *filters.shape[2:])
-    y: Tensor = _FilterLocally.apply(x, filters, kernel_size, dilation)  # type: ignore[no-untyped-call]
-    return y.view(shape)
+    apply: Callable[..., Tensor] = _FilterLocally.apply
+    return apply(x, filters, kernel_size, dilation).view(shape)
 
 
 def _unfolded(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:

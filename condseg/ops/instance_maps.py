@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ def instance_maps(
     Shape:
         -> (P, factor * height, factor * width).
     """
-    maps: Tensor = _InstanceMaps.apply(shared, counts, size, factor, first, *later)  # type: ignore[no-untyped-call]
-    return maps
+    apply: Callable[..., Tensor] = _InstanceMaps.apply
+    return apply(shared, counts, size, factor, first, *later)
 
 
 class _InstanceMaps(torch.autograd.Function):

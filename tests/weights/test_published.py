@@ -68,7 +68,7 @@ def test_mmdetection_has_the_same_tensors_in_the_same_places() -> None:
 
 def test_an_unknown_name_is_an_error() -> None:
     for convert, key in (
-        (convert_adelaidet, "backbone.bottom_up.res3.0.conv9.weight"),
+        (convert_adelaidet, "backbone.bottom_up.res3.0.conv2_gate.weight"),
         (convert_mmdetection, "bbox_head.new.weight"),
     ):
         with pytest.raises(ValueError, match=f"no place is known for {key}"):
