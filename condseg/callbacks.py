@@ -256,12 +256,14 @@ class ExponentialAveraging(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; 0 up to but not 1 is allowed")
 
-        def average(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        def average(means: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
             t = float(count)
-            share = 1 - min(decay, (1 + t) / (10 + t))
-            return mean.lerp(value.to(mean.dtype), share) if mean.is_floating_point() else value
+            if means[0].is_floating_point():  # the tensors of a list are of one dtype
+                torch._foreach_lerp_(means, values, 1 - min(decay, (1 + t) / (10 + t)))
+            else:
+                torch._foreach_copy_(means, values)
 
-        super().__init__(use_buffers=True, avg_fn=average)
+        super().__init__(use_buffers=True, multi_avg_fn=average)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
