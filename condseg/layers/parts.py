@@ -120,7 +120,12 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 def pool(x: Float[Tensor, "b c *s"], like: Tensor) -> Float[Tensor, "b c"]:
     """Global average, in the parameters' precision; a vector is its own."""
-    return x.mean(tuple(range(2, x.dim())), dtype=like.dtype) if x.dim() > 2 else x.to(like.dtype)
+    if x.dim() == 2:
+        return x.to(like.dtype)
+    # The sum is divided, for a mean's gradient is divided pixel by pixel, in full precision.
+    wide = torch.promote_types(like.dtype, torch.float32)
+    total = x.sum(tuple(range(2, x.dim())), dtype=wide)
+    return (total / math.prod(x.shape[2:])).to(like.dtype)
 
 
 def positive(**values: int | float) -> None:
