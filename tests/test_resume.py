@@ -122,6 +122,22 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     same_end(data, tmp_path, whole)
 
 
+def test_a_finished_run_goes_on_with_more_steps(
+    unbroken: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, whole = unbroken
+    run(data, tmp_path, "--trainer.max_steps=6")
+    run(data, tmp_path, "--ckpt_path=last")
+    rows = [
+        [
+            row.split(",")[:2]
+            for row in (runs / "tiny/version_0/metrics.csv").read_text().splitlines()
+        ]
+        for runs in (tmp_path, whole)
+    ]
+    assert rows[0] == rows[1]
+
+
 def test_the_warm_up_of_learning_from_boxes_goes_on(
     unbroken: tuple[Path, Path], tmp_path: Path
 ) -> None:

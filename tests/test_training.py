@@ -223,25 +223,28 @@ def test_temperature_falls_to_one(trained: tuple[Path, CommandLine]) -> None:
     assert set(values) == {1.0}
 
 
-def test_moving_average() -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_moving_average(every: int) -> None:
     class Module(LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.conv = ODConv2d(2, 2, 3, padding=1, num_experts=2)
 
     module = Module()
-    averaging = ExponentialAveraging(decay=0.5)
+    averaging = ExponentialAveraging(decay=0.5, every_n_steps=every)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False)
     averaging.setup(trainer, module, "fit")
     expected = module.conv.weight.detach().clone()
-    for step in range(1, 5):
+    for step in range(1, 9):
         with torch.no_grad():
             module.conv.weight.add_(1.0)
         set_temperature(module, 10.0 - step)
         trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = step  # noqa: E501
         averaging.on_train_batch_end(trainer, module, None, None, step)
         t = step - 1  # the first update copies
-        decay = min(0.5, (1 + t) / (10 + t)) if t else 0.0
+        if t % every:
+            continue
+        decay = min(0.5, (1 + t) / (10 + t)) ** every if t else 0.0
         expected = decay * expected + (1 - decay) * module.conv.weight.detach()
         assert averaging._average_model is not None
         average = averaging._average_model.module.conv
@@ -253,6 +256,11 @@ def test_moving_average() -> None:
 def test_wrong_decay(value: float) -> None:
     with pytest.raises(ValueError, match="decay is"):
         ExponentialAveraging(value)
+
+
+def test_wrong_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="every_n_steps is 0"):
+        ExponentialAveraging(every_n_steps=0)
 
 
 def test_wrong_count_of_pictures() -> None:
