@@ -44,6 +44,11 @@ from condseg.pretrained import start_content, start_from
 from condseg.sync_batchnorm import SyncBatchNorm
 from condseg.training import CondInstModule
 
+LESS_MEMORY = (
+    "a lower --data.batch_size (with --trainer.accumulate_grad_batches), lower --data.short_sides, "
+    "--model.criterion.topk_proposals_per_image 32, --trainer.precision bf16-mixed"
+)
+
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one line: what is wrong, and the nearest right name."""
@@ -528,7 +533,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def main(configs: Path, args: Sequence[str] | None = None) -> CommandLine:
     """Parses, builds and trains; what a user can put right ends in one line and code 2."""
-    with user_errors():
+    with user_errors(LESS_MEMORY):
         cli = CommandLine(configs, args)
         cli.fit()
     return cli

@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--output", default="out", help="folder of the drawings")
     parser.add_argument("--json", action="store_true", help="write detections.json there, too")
     args = parser.parse_args()
-    with user_errors():
+    with user_errors("smaller pictures, --device cpu"):
         from condseg.annotate import annotate
         from condseg.predict import Predictor
         from condseg.pretrained import open_model

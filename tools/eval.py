@@ -40,7 +40,7 @@ def main() -> None:
     settings = [args.pop(k) for k in ("device", "score_threshold", "max_detections")]
     source = [args.pop(k) for k in ("checkpoint", "model")]
     offline = args.pop("offline")
-    with user_errors():
+    with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):
         from condseg.predict import Predictor, evaluate, is_main_process
         from condseg.pretrained import open_model
         from condseg.stages import Stages

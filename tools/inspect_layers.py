@@ -32,7 +32,7 @@ def main() -> int:
         "--figures", type=int, default=8, help="pictures at most whose pixels' kernels are drawn"
     )
     args = parser.parse_args()
-    with user_errors():
+    with user_errors("smaller pictures, --device cpu"):
         from condseg.checkpoint import newest_best
         from condseg.inspection import inspect
         from condseg.inspection_figures import write_figures
