@@ -26,6 +26,7 @@ from condseg.data.datamodule import TABLETOP, find_files, one_thread
 from condseg.data.sampler import Shard
 from condseg.data.transforms import resize_transform
 from condseg.evaluation import CocoEvaluator, Report
+from condseg.models.folding import fold_norms_, share
 from condseg.stages import Stages
 from condseg.structures import Batch, Detections, ImageInfo, Sample, Targets
 
@@ -79,7 +80,9 @@ class Predictor:
         max_detections: int | None = None,
     ) -> None:
         self.device = pick_device(device)
-        self.network = restored.network.to(self.device).eval()
+        self.network = share(restored.network.to(self.device).eval())
+        if self.network.implementation == "fast":
+            fold_norms_(self.network.backbone.network)
         self.postprocess = copy.copy(restored.postprocess)
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:

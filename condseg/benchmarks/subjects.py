@@ -187,19 +187,17 @@ def threshold(scores: Tensor, candidates: int) -> float:
 
 def referenced(made: Predictor) -> Predictor:
     """The same in the plain published form."""
-    return _with(made, lambda network: set_implementation(network, "reference"))
+    other = copy.copy(made)
+    other.network = copy.deepcopy(made.restored.network)  # its norms are as they were
+    set_implementation(other.network, "reference")
+    return other
 
 
 def compiled(made: Predictor) -> Predictor:
     """The same with the network compiled, its constants folded in."""
-    return _with(made, lambda network: network.compile(options={"freezing": True}))
-
-
-def _with(made: Predictor, change: Callable[[CondInst], object]) -> Predictor:
-    """A copy of which the network is changed."""
     other = copy.copy(made)
     other.network = copy.deepcopy(made.network)
-    change(other.network)
+    other.network.compile(options={"freezing": True})
     return other
 
 

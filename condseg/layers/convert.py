@@ -99,8 +99,7 @@ def to_dynamic(
     kept = {name: why for name, conv in convs.items() if (why := _unfit(conv, _dims(factory)))}
     wanted = {name: conv for name, conv in convs.items() if name not in kept}
     if where == "paper" and wanted:
-        layer = factory(**geometry(next(iter(wanted.values()))))
-        rule = type(layer) if isinstance(layer, ConvSlot) else ConvSlot
+        rule = paper_rule(factory, next(iter(wanted.values())))
         kept |= paper_exceptions(network, list(wanted), rule.paper_blocks, rule.paper_shortcuts)
     elif where != "paper":
         kept |= not_asked_for(network, where, wanted, "paper")
@@ -131,6 +130,12 @@ def not_asked_for(
             raise ValueError(f"where={prefix!r} must be {word!r} or a module of the network")
     chosen = tuple(f"{p}." for p in prefixes)
     return {name: "not asked for" for name in modules if not f"{name}.".startswith(chosen)}
+
+
+def paper_rule(factory: ConvFactory, conv: nn.Module) -> type[ConvSlot]:
+    """The class of what is built in the place of a convolution: it has its paper's rule."""
+    layer = factory(**geometry(conv))
+    return type(layer) if isinstance(layer, ConvSlot) else ConvSlot
 
 
 def paper_exceptions(

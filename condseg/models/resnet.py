@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
@@ -53,7 +55,7 @@ class ResNet(nn.Module):
             elif stride_in_1x1 and isinstance(module, Bottleneck):
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Any) -> list[Any]:  # tensors, or what stands for them in a trace
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -203,8 +203,8 @@ def test_a_dynamic_backbone_starts_as_the_static_one(
             assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-def dynamic_names(**options: object) -> set[str]:
-    network = small(conv=OD4, **options).network
+def dynamic_names(conv: ConvFactory = OD4, **options: object) -> set[str]:
+    network = small(conv=conv, **options).network
     return {name for name, m in network.named_modules() if isinstance(m, ConvSlot)}
 
 
@@ -212,6 +212,9 @@ def test_which_convolutions_become_dynamic() -> None:
     convs = {f"layer{i}.{j}.conv{k}" for i in range(1, 5) for j in (0, 1) for k in (1, 2)}
     assert dynamic_names() == convs
     assert dynamic_names(where=[4, 5]) == {n for n in convs if n.startswith(("layer3", "layer4"))}
+    # By DyConv's paper shortcuts are dynamic, too.
+    last = {"layer4.0.downsample.0", *(name for name in convs if name.startswith("layer4"))}
+    assert dynamic_names(DyConv2d, where=[5]) == last
     assert dynamic_names(where=["layer4.0.conv2"]) == {"layer4.0.conv2"}
     with pytest.raises(ValueError, match=r"where=\[7\]: the network has the stages"):
         dynamic_names(where=[7])
@@ -257,3 +260,30 @@ def test_a_dynamic_backbone_from_a_config() -> None:
         )
         backbone = parser.instantiate(config).backbone
         assert backbone.network.layer4[1].conv2.weight.shape == (2, 64, 64, 3, 3)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 5])
+@pytest.mark.parametrize("conv", [None, OD4])
+def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
+    """Plain where gradients flow, whatever that costs; channels_last where none do."""
+    backbone = small(conv=conv, freeze_stages=frozen, norm="batch")
+    layouts: dict[str, bool] = {}
+    for name in ("conv1", "layer1", "layer2"):
+        backbone.network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: layouts.update(
+                {name: output.is_contiguous(memory_format=torch.channels_last)}
+            )
+        )
+    x = torch.randn(2, 3, 64, 96)
+    trained = backbone.train()(x)
+    # Dynamic layers train in frozen stages, too: only the stem of ODConv's network is frozen.
+    ends = {"conv1": 1, "layer1": 3, "layer2": 4}
+    last = min(frozen, 1) if conv else frozen
+    assert layouts == {name: last >= end for name, end in ends.items()}
+    with torch.no_grad():
+        backbone(x)
+        assert all(layouts.values())
+        backbone.implementation = "reference"
+        backbone(x)
+        assert not any(layouts.values())
+    assert [m.shape[1] for m in trained] == list(backbone.out_channels)
