@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import condseg.layers
 from condseg.layers import (
     CondConv2d,
     ConvSlot,
@@ -356,6 +357,19 @@ def test_exports(layer: str) -> None:
     dynamic, x = build(layer).eval(), picture()
     program = torch.export.export(dynamic, (x,))
     torch.testing.assert_close(program.module()(x), dynamic(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in condseg.layers.__all__ if n[-2:] in ("1d", "3d")])
+@pytest.mark.usefixtures("_unchecked")
+def test_other_dimensions_compile_and_export(name: str) -> None:
+    dims = int(name[-2])
+    layer = getattr(condseg.layers, name)(4, 6, 3, padding=1, groups=2).eval()
+    x = torch.randn(2, 4, *(5, 6, 7)[:dims])
+    expected = layer(x)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @layers
