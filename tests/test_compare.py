@@ -82,7 +82,8 @@ def costs(*names: str) -> dict[str, Any]:
     }
     facts = MACHINE | {"load_average_1min": 0.5}
     variants = dict.fromkeys(names, entry)
-    return {"machine": facts, "picture": [192, 256], "rounds": 30, "variants": variants}
+    sizes = {"picture": [192, 256], "batch": 4, "rounds": 30}
+    return {"machine": facts, **sizes, "variants": variants}
 
 
 PLAIN = {"configs": ["quickstart.yaml"], "steps": 8, "words": []}
@@ -379,6 +380,7 @@ def test_as_a_user_calls_it(
         assert entry["costs"]["latency_seconds"]["median"] > 0
     assert odconv["costs"]["parameters"] > static["costs"]["parameters"]
     assert odconv["costs"]["multiply_adds"] > static["costs"]["multiply_adds"]
+    assert odconv["costs"]["peak_bytes"] > static["costs"]["peak_bytes"]
     first = (output / "trials" / "static" / "seed_0" / "result.json").stat().st_mtime_ns
     call(monkeypatch, *given, "--", *words)
     assert "2 trainings, 2 done before" in capsys.readouterr().out

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from condseg.benchmarks import subjects
 from condseg.benchmarks.measure import multiply_adds, peak_bytes
 from condseg.layers import Implementation
 from condseg.layers.local_filter import filter_locally
@@ -88,3 +90,20 @@ def test_paste_memory_is_flat() -> None:
     assert beside_the_masks(40) < 1.05 * beside_the_masks(16)
     args = (logits, 4, size, size, 0.5)
     assert beside_the_masks(40) < 0.25 * peak_bytes(lambda: paste_plainly(*args), CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("detections", "size"),
+    [(2000, (800, 1216)), (100, (3000, 4000))],
+    ids=["2000", "12 megapixels"],
+)
+def test_whole_prediction_is_bounded(detections: int, size: tuple[int, int]) -> None:
+    """Most of it are the masks that come out: a byte a pixel, 1.8 and 1.1 GiB."""
+    shapes = subjects.Shapes(detections=detections, candidates=80 * detections // 20)
+    network = subjects.condinst(shapes, CPU)
+    predictor = subjects.predictor(network, shapes, CPU)
+    predictor.postprocess.nms_threshold = 1.0
+    image = subjects.picture(size)
+    assert len(predictor(image)) == detections
+    assert peak_bytes(lambda: predictor(image), CPU, warm=True) < 3 * 2**30

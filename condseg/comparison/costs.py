@@ -1,4 +1,4 @@
-"""What each variant's forward pass costs, measured in turns in one process."""
+"""What each variant costs, measured in turns in one process."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from condseg.benchmarks.measure import (
 )
 from condseg.cli import CommandLine
 from condseg.comparison.trials import Budget
-from condseg.models.condinst import CondInst
 from condseg.structures import Batch
+from condseg.training import CondInstModule
 
 
 def measure(
@@ -32,11 +32,12 @@ def measure(
     rounds: int,
     threads: int,
 ) -> dict[str, Any]:
-    """Parameters, operations, latency and peak memory of a forward pass on one picture.
+    """Parameters, operations and latency of a forward pass, peak memory of a training step.
 
     The network alone, in evaluation and in float32, on the first validation picture: backbone,
     pyramid, head and mask branch. The mask head and the post-process cost by the number of
-    objects found, the same for all variants.
+    objects found, the same for all variants. The step is forward, losses and backward in float32
+    on the first training batch, whose pictures are those of seed 0.
 
     Args:
         variants: names.
@@ -49,39 +50,53 @@ def measure(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        networks: dict[str, CondInst] = {}
+        modules: dict[str, CondInstModule] = {}
         for name in variants:
-            network, batch = _build(name, budget, configs)
-            networks[name] = network.eval().to(device)
-        batch = batch.to(device)  # the same for all
+            module, picture, trained = _build(name, budget, configs)
+            modules[name] = module.eval().to(device)
+        picture, trained = picture.to(device), trained.to(device)  # the same for all
         facts = machine(device)
-        runs = {name: _forward(network, batch) for name, network in networks.items()}
+        runs = {name: _forward(module, picture) for name, module in modules.items()}
         seconds = interleaved(runs, device, rounds)
         entries = {
             name: {
-                "parameters": parameters(networks[name]),
+                "parameters": parameters(module.network),
                 "multiply_adds": multiply_adds(runs[name]),
                 "latency_seconds": Spread.of(seconds[name]).to_json(),
-                "peak_bytes": peak_bytes(runs[name], device),
+                "peak_bytes": peak_bytes(_step(module, trained), device),
             }
-            for name in variants
+            for name, module in modules.items()
         }
     finally:
         torch.set_num_threads(before)
-    picture = list(batch.images.shape[-2:])
-    return {"machine": facts, "picture": picture, "rounds": rounds, "variants": entries}
+    return {
+        "machine": facts,
+        "picture": list(picture.images.shape[-2:]),
+        "batch": len(trained),
+        "rounds": rounds,
+        "variants": entries,
+    }
 
 
-def _forward(network: CondInst, batch: Batch) -> Run:
+def _forward(module: CondInstModule, batch: Batch) -> Run:
     def run() -> None:
         with torch.inference_mode():
-            network(batch.images, batch.sizes, batch.depth)
+            module.network(batch.images, batch.sizes, batch.depth)
 
     return run
 
 
-def _build(name: str, budget: Budget, configs: Path) -> tuple[CondInst, Batch]:
-    """The network as the trial's command line makes it, and one validation picture."""
+def _step(module: CondInstModule, batch: Batch) -> Run:
+    def run() -> None:
+        module.train()
+        torch.stack(list(module.loss(batch).values())).sum().backward()
+        module.zero_grad()
+
+    return run
+
+
+def _build(name: str, budget: Budget, configs: Path) -> tuple[CondInstModule, Batch, Batch]:
+    """The model as the trial's command line makes it, a validation picture, a training batch."""
     words = [
         *budget.command(name),
         "--trainer.accelerator=cpu",
@@ -91,9 +106,11 @@ def _build(name: str, budget: Budget, configs: Path) -> tuple[CondInst, Batch]:
     ]
     with _quiet():
         cli = CommandLine(configs, words)
-        batch: Batch = next(iter(cli.datamodule.val_dataloader()))
-    network: CondInst = cli.model.network
-    return network, batch
+        picture, trained = (
+            next(iter(loader))
+            for loader in (cli.datamodule.val_dataloader(), cli.datamodule.train_dataloader())
+        )
+    return cli.model, picture, trained
 
 
 class _quiet:

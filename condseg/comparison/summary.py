@@ -177,7 +177,8 @@ def _measured(costs: Mapping[str, Any] | None) -> str:
     return (
         f"Costs: a forward pass in float32 on one picture of {height} x {width}, without the mask "
         "head and the post-process; two FLOPs to a multiply-add; latency in turns, median and "
-        f"quartiles of {costs['rounds']} rounds; peak memory is what is held beyond the weights. "
+        f"quartiles of {costs['rounds']} rounds; peak memory is what forward, losses and backward "
+        f"on {costs['batch']} pictures hold beyond the weights, in float32. "
         f"{_machine(costs['machine'])}; load average at the start "
         f"{costs['machine']['load_average_1min']:g}."
     )
