@@ -75,7 +75,7 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 
 def wait_for_steps(runs: Path, steps: int, process: subprocess.Popen[str]) -> None:
     """Until metrics.csv has that many training steps."""
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: other processes may be at work
         try:
             if len(tiny.losses(runs)) >= steps:
                 return
