@@ -83,6 +83,7 @@ class Predictor:
         self.network = share(restored.network.to(self.device).eval())
         if self.network.implementation == "fast":
             fold_norms_(self.network.backbone.network)
+            self.network.backbone.channels_last = True
         self.postprocess = copy.copy(restored.postprocess)
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:

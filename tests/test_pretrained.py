@@ -217,7 +217,7 @@ def test_the_tool_then_the_same_detections(
     predictor = Predictor(restored, "cpu")
     found = predictor(PICTURE)
     assert len(found.scores) > 0
-    same(predictor.network, network)
+    same(predictor.restored.network, network)
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, source, source)
     assert stop.value.code == 2

@@ -265,7 +265,7 @@ def test_a_dynamic_backbone_from_a_config() -> None:
 @pytest.mark.parametrize("frozen", [0, 1, 2, 5])
 @pytest.mark.parametrize("conv", [None, OD4])
 def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
-    """Plain where gradients flow, whatever that costs; channels_last where none do."""
+    """Plain where gradients flow; channels_last in frozen stages, and in evaluation if asked."""
     backbone = small(conv=conv, freeze_stages=frozen, norm="batch")
     layouts: dict[str, bool] = {}
     for name in ("conv1", "layer1", "layer2"):
@@ -280,10 +280,14 @@ def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
     ends = {"conv1": 1, "layer1": 3, "layer2": 4}
     last = min(frozen, 1) if conv else frozen
     assert layouts == {name: last >= end for name, end in ends.items()}
+    backbone.eval()
     with torch.no_grad():
-        backbone(x)
-        assert all(layouts.values())
-        backbone.implementation = "reference"
-        backbone(x)
-        assert not any(layouts.values())
+        for expected in (False, True):
+            backbone.channels_last = expected
+            backbone(x)
+            assert set(layouts.values()) == {expected}
+    backbone.channels_last = False
+    backbone.train().implementation = "reference"
+    backbone(x)
+    assert not any(layouts.values())
     assert [m.shape[1] for m in trained] == list(backbone.out_channels)
