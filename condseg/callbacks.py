@@ -125,7 +125,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """The signal took the loader's workers, too, while the next batch was waited for."""
-        if not (self.signal and isinstance(exception, RuntimeError)):
+        if not (self.signal and isinstance(exception, (RuntimeError, OSError))):
             return
         between = trainer.training and not self._in_step and trainer.world_size == 1
         if between and self.saved_step < trainer.global_step:

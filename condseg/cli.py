@@ -367,7 +367,7 @@ class CommandLine(LightningCLI):
             self.trainer.fit(
                 self.model, self.datamodule, ckpt_path=self._checkpoint, weights_only=True
             )
-        except (Stopped, RuntimeError) as error:
+        except (Stopped, RuntimeError, OSError) as error:
             if not last.signal:
                 raise
             rank_zero_info(
