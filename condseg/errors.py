@@ -29,7 +29,7 @@ def user_errors(less_memory: str = "a smaller picture or a smaller network") -> 
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         message = str(error)
         if isinstance(error, (MemoryError, RuntimeError)):
-            asked = memory_asked(error)
+            asked = _memory_asked(error)
             if asked is None:
                 raise
             message = f"out of memory{asked}; what needs less: {less_memory}"
@@ -39,7 +39,7 @@ def user_errors(less_memory: str = "a smaller picture or a smaller network") -> 
         raise SystemExit(2) from error
 
 
-def memory_asked(error: Exception) -> str | None:
+def _memory_asked(error: Exception) -> str | None:
     """How much memory there was not, where that is what the error says; else None."""
     message = " ".join(str(error).split())
     on_gpu = re.search(r"(\w+) out of memory.*?[Tt]ried to allocate ([\d.]+ \w+)", message)

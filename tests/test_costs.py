@@ -100,7 +100,7 @@ def test_paste_memory_is_flat() -> None:
 )
 def test_whole_prediction_is_bounded(detections: int, size: tuple[int, int]) -> None:
     """Most of it are the masks that come out: a byte a pixel, 1.8 and 1.1 GiB."""
-    shapes = subjects.Shapes(detections=detections, candidates=80 * detections // 20)
+    shapes = subjects.Shapes(detections=detections, candidates=4 * detections)
     network = subjects.condinst(shapes, CPU)
     predictor = subjects.predictor(network, shapes, CPU)
     predictor.postprocess.nms_threshold = 1.0

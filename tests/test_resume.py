@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from condseg.callbacks import LastCheckpoint, Stopped
 from condseg.checkpoint import AtomicCheckpointIO, load
 from condseg.cli import CommandLine
+from condseg.data.coco import CocoDataset
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -166,6 +167,30 @@ def test_a_signal_to_the_whole_group_of_processes(
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert "--config tiny.yaml --ckpt_path last" in errors
+    same_end(data, tmp_path, whole)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a worker exited"), ConnectionResetError(104)])
+def test_a_signal_that_takes_the_workers_too(
+    error: Exception, unbroken: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loader raises while the next batch is waited for is not the user's mistake."""
+    data, whole = unbroken
+    read, taken = CocoDataset.__getitem__, []
+
+    def item(self: CocoDataset, key: Any) -> Any:
+        taken.append(key)
+        if len(taken) == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise error
+        return read(self, key)
+
+    monkeypatch.setattr(CocoDataset, "__getitem__", item)
+    with pytest.raises(Stopped) as stopped:
+        run(data, tmp_path, "--last_checkpoint.every_n_steps=100")
+    monkeypatch.setattr(CocoDataset, "__getitem__", read)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert (tmp_path / "tiny/version_0/checkpoints/last.ckpt").is_file()
     same_end(data, tmp_path, whole)
 
 

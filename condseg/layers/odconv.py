@@ -197,8 +197,6 @@ class ODConv2d(ConvSlot, Annealed):
             return None
         per_group = (self.groups, self.out_channels // self.groups)
         kernel = self.weight if experts is None else mix(experts, self.weight)
-        # A mixture nobody differentiates is scaled where it lies, for it is as large as the layer.
-        own = experts is not None and not torch.is_grad_enabled()
         kernel = kernel.flatten(3).unflatten(1, per_group)  # (B or 1, g, O/g, C/g, T)
         # The factors meet each other before they meet the kernel, which is larger than they are.
         factor = None
@@ -207,10 +205,10 @@ class ODConv2d(ConvSlot, Annealed):
         if fold:
             by_channel = channel.view(-1, self.groups, 1, self.in_channels // self.groups, 1)
             factor = by_channel if factor is None else by_channel * factor
-        by_filter = filter_.view(-1, *per_group, 1, 1) if fold and filter_ is not None else None
-        for scale in (factor, by_filter):
-            if scale is not None:
-                kernel = kernel.mul_(scale) if own else kernel * scale
+        if factor is not None:
+            kernel = kernel * factor
+        if fold and filter_ is not None:
+            kernel = kernel * filter_.view(-1, *per_group, 1, 1)
         kernels: Tensor = kernel.reshape(-1, *self.kernel_shape)
         return kernels
 

@@ -1,4 +1,8 @@
-"""Batch norms folded into the convolutions before them, for evaluation."""
+"""Batch norms folded into the convolutions before them, for evaluation.
+
+``torch.fx.experimental.optimization.fuse`` does so, too, but reads neither timm's convolutions and
+norms nor dynamic ones, and gives a graph in place of the network.
+"""
 
 from __future__ import annotations
 
