@@ -14,7 +14,7 @@ from torch import Tensor
 
 from condseg.layers.implementation import Implementation
 
-BLOCK = 2**17
+BLOCK = 2**18
 """Numbers of a map that are worked on at a time: about what a core's cache holds."""
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from condseg.layers.depthwise import conv_depthwise
 from condseg.layers.implementation import Implementation
+from condseg.layers.winograd import conv3x3
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -56,12 +57,12 @@ def conv_per_sample(
     elif implementation == "reference":
         y = _samples_as_groups(x, weight, stride, padding, dilation, groups)
     elif batch == 1:
-        y = conv(x, weight[0], None, stride, padding, dilation, groups)
+        y = _conv_one(x, weight[0], stride, padding, dilation, groups)
     elif math.prod(weight.shape[3:]) == 1:
         y = _matmul_per_sample(x, weight, stride, padding, groups)
     elif x.device.type == "cpu" and (groups == 1 or is_channels_last(x)):
         samples = zip(x.split(1), weight.unbind(), strict=True)
-        y = torch.cat([conv(s, w, None, stride, padding, dilation, groups) for s, w in samples])
+        y = torch.cat([_conv_one(s, w, stride, padding, dilation, groups) for s, w in samples])
     elif dims == 2 and groups == x.shape[1] == weight.shape[1]:
         beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
         y = conv_depthwise(beside, kernels, stride, padding, dilation)
@@ -71,6 +72,20 @@ def conv_per_sample(
     if bias is not None:
         y = y + bias.to(y.dtype).view(*bias.shape, *(1,) * dims)
     return y
+
+
+def _conv_one(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    where = (tuple(stride), tuple(padding), tuple(dilation), groups)
+    if weight.shape[2:] == (3, 3) and where == ((1, 1), (1, 1), (1, 1), 1):
+        return conv3x3(x, weight)
+    return CONV[x.dim() - 2](x, weight, None, stride, padding, dilation, groups)
 
 
 def _samples_as_groups(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from condseg.layers.implementation import Implementation
 from condseg.layers.parts import positive
 from condseg.layers.per_sample import conv_per_sample
+from condseg.layers.winograd import Conv3x3
 
 Sizes = int | tuple[int, ...]
 Slot = TypeVar("Slot", bound="ConvSlot")
@@ -279,7 +280,7 @@ class ConvSlot(nn.Module):
 
 def is_static(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether the module is a plain convolution: one that the layers can stand in for."""
-    return type(conv) in STATIC.values() or _is_tf_same(conv)
+    return type(conv) in (*STATIC.values(), Conv3x3) or _is_tf_same(conv)
 
 
 def _timm_conv() -> Any:

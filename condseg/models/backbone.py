@@ -17,6 +17,7 @@ from condseg.layers import ConvFactory, to_dynamic
 from condseg.layers.convert import paper_exceptions, paper_rule
 from condseg.layers.implementation import Implementation
 from condseg.layers.slot import is_static
+from condseg.models.frozen_norm import FrozenBatchNorm2d
 from condseg.models.resnet import BLOCKS, ResNet
 from condseg.weights import imagenet
 from condseg.weights.backbones import backbone_state, is_dynamic, timm_mobilenet
@@ -142,6 +143,8 @@ class Backbone(nn.Module):
                     parameter.requires_grad_(False)
                 if is_norm or not list(module.children()):
                     at_rest.append(name)
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = FrozenBatchNorm2d
         return at_rest
 
     def _end_frozen_part(

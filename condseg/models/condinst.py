@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from condseg.layers import Implementation, set_implementation
+from condseg.layers.winograd import quicken_
 from condseg.models.backbone import Backbone
 from condseg.models.bifpn import BiFPN
 from condseg.models.depth import DepthEncoder
@@ -119,6 +120,7 @@ class CondInst(nn.Module):
             guide_channels=depth_channels,
         )
         self.depth_encoder = None if depth_channels is None else DepthEncoder(depth_channels)
+        quicken_(self)
         self.implementation: Implementation = implementation
         set_implementation(self, implementation)
 

@@ -18,7 +18,7 @@ def _tower(channels: int, num_convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         conv = nn.Conv2d(channels, channels, 3, padding=1)
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU()]
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -89,13 +89,21 @@ class FCOSHead(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
         logits, ltrb, centerness, controller_features = [], [], [], []
+        pair = (self.box_ltrb, self.centerness)
+        weights = torch.cat([conv.weight for conv in pair])
+        biases = torch.cat([conv.bias for conv in pair if conv.bias is not None])
         for level, x in enumerate(maps):
             boxes = self.box_tower(x)
             logits.append(self.class_logits(self.class_tower(x)).flatten(2))
-            ltrb.append(F.relu(self.scales[level] * self.box_ltrb(boxes)).flatten(2))
-            centerness.append(self.centerness(boxes).flatten(1))
             whole = self.implementation == "reference"
             controller_features.append(self.controller(boxes) if whole else boxes)
+            if whole:
+                sides, center = self.box_ltrb(boxes), self.centerness(boxes)
+            else:
+                # Together they cost what one of them does: so few channels are filled up.
+                sides, center = F.conv2d(boxes, weights, biases, padding=1).split((4, 1), dim=1)
+            ltrb.append(F.relu(self.scales[level] * sides).flatten(2))
+            centerness.append(center.flatten(1))
         return HeadOutputs(
             torch.cat(logits, dim=2).transpose(1, 2),
             torch.cat(ltrb, dim=2).transpose(1, 2),

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from condseg.layers.slot import ConvSlot, is_static
+from condseg.models.frozen_norm import FrozenBatchNorm2d
 
 log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
@@ -93,4 +94,4 @@ def _behind(norm: nn.Module) -> nn.Module | None:
         return None
     if type(norm).__name__ == "BatchNormAct2d":
         return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
-    return nn.Identity() if type(norm) is nn.BatchNorm2d else None
+    return nn.Identity() if type(norm) in (nn.BatchNorm2d, FrozenBatchNorm2d) else None

@@ -20,8 +20,8 @@ def _block(in_channels: int, out_channels: int, norm: Literal["batch"] | None) -
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     if norm is None:
-        return nn.Sequential(conv, nn.ReLU())
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+        return nn.Sequential(conv, nn.ReLU(inplace=True))
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class MaskBranch(nn.Module):

@@ -27,9 +27,9 @@ def instance_maps(
 
     .. math:: z_1 = W_1 s, \qquad z_l = W_l\,\mathrm{ReLU}(z_{l-1}) + b_l
 
-    The first layer is one matrix product for all instances of a picture, the later ones are
-    batched products. Tiles of pixels and instances are small enough for the cache, and nothing
-    between input and output is ever whole in memory: backward computes each tile again.
+    Every layer is one batched product, the first one of pixels that all instances share. Tiles of
+    pixels and instances are small enough for the cache, and nothing between input and output is
+    ever whole in memory: backward computes each tile again.
 
     Args:
         shared: what all instances of a picture read, the pixels of a map in one row.
@@ -82,7 +82,8 @@ class _InstanceMaps(torch.autograd.Function):
                     before = inputs[i // 2]
                     own_grads[i].baddbmm_(grad, before.transpose(1, 2))
                     own_grads[i + 1].add_(grad.sum(2))
-                    grad = torch.bmm(own[i].transpose(1, 2), grad)
+                    back = own[i].transpose(1, 2)
+                    grad = back * grad if back.shape[2] == 1 else torch.bmm(back, grad)
                     grad = torch.ops.aten.threshold_backward(grad, before, 0)
                 rows_of_all = grad.flatten(0, 1)
                 own_grads[0].flatten(0, 1).addmm_(rows_of_all, x.T)
@@ -93,7 +94,7 @@ class _InstanceMaps(torch.autograd.Function):
 def _activations(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
     """What enters each later layer, (I, channels, T) after ReLU, and last what leaves the last."""
     first = layers[0]
-    values = [torch.mm(first.flatten(0, 1), x).view(*first.shape[:2], -1)]
+    values = [torch.bmm(first, x.expand(len(first), -1, -1))]
     for weight, bias in zip(layers[1::2], layers[2::2], strict=True):
         values.append(torch.baddbmm(bias[..., None], weight, values[-1].relu_()))
     return values
@@ -110,6 +111,6 @@ def _chunks(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 def _tiles(shared: Tensor, first: Tensor) -> Iterator[slice]:
     """Pixels of each tile: a hidden layer fits a core's cache, or keeps a GPU busy."""
-    numbers = 2**18 if shared.device.type == "cpu" else 2**26
+    numbers = 3 * 2**17 if shared.device.type == "cpu" else 2**26
     step = max(1, numbers // (first.shape[0] * first.shape[1]))
     return (slice(start, start + step) for start in range(0, shared.shape[2], step))

@@ -42,33 +42,37 @@ def aligned_upsample(x: Float[Tensor, "*b h w"], factor: int) -> Float[Tensor, "
 def upsample_quickly(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> None:
     """:func:`aligned_upsample` into ``out`` (N, factor H, factor W), a few maps at a time.
 
-    Rows are blended first, then columns, so that nothing is written twice; no gradients.
+    The rows that keep a map's values are blended along their columns, then the others are blended
+    of them, so that nothing is written twice; no gradients.
     """
-    step = max(1, 2**17 // max(1, out[:1].numel()))
+    middle, step = factor // 2, max(1, 2**18 // max(1, out[:1].numel()))
     for start in range(0, len(x), step):
-        rows = torch.stack(_phases(x[start : start + step], factor, 1), 2).flatten(1, 2)
-        columns = _phases(rows, factor, 2)
-        target = out[start : start + step].unflatten(2, (-1, factor))
+        part = x[start : start + step]
+        target = out[start : start + step].unflatten(1, (-1, factor))
+        kept = target[:, :, middle]
+        columns = kept.unflatten(2, (-1, factor))
         if factor == 2:
             # As the parts of complex numbers, neighbours are written together.
-            torch.complex(*columns, out=torch.view_as_complex(target))
+            left = _blend(part, factor, 0, 2, torch.empty_like(part))
+            torch.complex(left, part, out=torch.view_as_complex(columns))
         else:
-            torch.stack(columns, 3, out=target)
+            for k in range(factor):
+                _blend(part, factor, k, 2, columns[..., k])
+        for k in {*range(factor)} - {middle}:
+            _blend(kept, factor, k, 1, target[:, :, k])
 
 
-def _phases(x: Tensor, factor: int, dim: int) -> list[Tensor]:
-    """Each of the ``factor`` values that a pixel becomes along an axis."""
-    size, middle = x.shape[dim], factor // 2
-    place = torch.arange(size, device=x.device)
-    phases = []
-    for k in range(factor):
-        if k == middle:
-            phases.append(x)
-        else:
-            neighbour = (place + (1 if k > middle else -1)).clamp(0, size - 1)
-            beside = x.index_select(dim, neighbour)
-            phases.append(torch.lerp(x, beside, abs(k - middle) / factor))
-    return phases
+def _blend(x: Tensor, factor: int, phase: int, dim: int, out: Tensor) -> Tensor:
+    """One of the ``factor`` values that each pixel becomes along an axis."""
+    size, beside = x.shape[dim], phase - factor // 2
+    if beside == 0:
+        return out.copy_(x)
+    edge = 0 if beside < 0 else size - 1
+    low, high = x.narrow(dim, 0, size - 1), x.narrow(dim, 1, size - 1)
+    near, far, start = (high, low, 1) if beside < 0 else (low, high, 0)
+    torch.lerp(near, far, abs(beside) / factor, out=out.narrow(dim, start, size - 1))
+    out.select(dim, edge).copy_(x.select(dim, edge))
+    return out
 
 
 def upsample_adjoint(grad: Float[Tensor, "n h2 w2"], factor: int) -> Float[Tensor, "n h w"]:

@@ -12,8 +12,9 @@ import torchvision
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from condseg.layers import ConvFactory, ConvSlot, DyConv2d, ODConv2d
+from condseg.layers import ConvFactory, ConvSlot, DyConv2d, ODConv2d, set_implementation
 from condseg.models.backbone import Backbone
+from condseg.models.frozen_norm import FrozenBatchNorm2d
 from condseg.models.resnet import BLOCKS, ResNet
 
 
@@ -291,3 +292,31 @@ def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
     backbone(x)
     assert not any(layouts.values())
     assert [m.shape[1] for m in trained] == list(backbone.out_channels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_norms(dtype: torch.dtype) -> None:
+    """They are batch norms in evaluation, and keep no map for a gradient that nobody wants."""
+    torch.manual_seed(0)
+    backbone = small(freeze_stages=0)
+    norm = backbone.network.bn1
+    assert isinstance(norm, FrozenBatchNorm2d)
+    randomise(backbone.network)
+    backbone.train()
+    reference = copy.deepcopy(norm)
+    set_implementation(reference, "reference")
+    x = torch.randn(2, 8, 6, 5, dtype=dtype, requires_grad=True)
+    results = []
+    for each in (norm, reference):
+        y = each(x)
+        assert y.dtype == dtype
+        results.append((y, *torch.autograd.grad(y, x, torch.ones_like(y))))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    kept: list[Tensor] = []
+    if dtype == torch.float32:
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            norm(x)
+        assert max(t.numel() for t in kept) == 8
+    state = backbone.network.state_dict()
+    assert state.keys() == ResNet("resnet18", 8, 8).state_dict().keys()

@@ -1,0 +1,152 @@
+"""Winograd's 3x3 convolution, against the plain sum."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from condseg.benchmarks.measure import multiply_adds
+from condseg.layers import ODConv2d, set_implementation, to_dynamic, winograd
+from condseg.layers.winograd import Conv3x3, conv3x3, quicken_
+
+
+@pytest.fixture(autouse=True)
+def _always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few the channels and tiles are, and in several blocks."""
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 0)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 0)
+
+
+def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(y, inputs, torch.linspace(-1, 1, y.numel()).view_as(y).to(y))
+
+
+def worst(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> float:
+    """Largest relative L2 distance; what is zero may be 1e-6."""
+    pairs = [(g.detach().double(), w.detach()) for g, w in zip(got, want, strict=True)]
+    return max(float((g - w).norm() / w.norm().clamp(min=0.1)) for g, w in pairs)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    batch=st.integers(1, 3),
+    bias=st.booleans(),
+    last=st.booleans(),
+    block=st.sampled_from([1, 36 * 5 * 6, 2**20]),
+)
+def test_output_and_gradients(
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    batch: int,
+    bias: bool,
+    last: bool,
+    block: int,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels[0], *size, generator=generator)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    leaves = [x, torch.randn(channels[1], channels[0], 3, 3, generator=generator)]
+    leaves += [torch.randn(channels[1], generator=generator)] if bias else []
+    exact = [t.double().requires_grad_() for t in leaves]
+    single = [t.requires_grad_() for t in leaves]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "BLOCK", block)
+        y = conv3x3(*single)
+        assert "Winograd" in str(y.grad_fn)
+        got = (y, *gradients(y, *single))
+    expected = F.conv2d(*exact, padding=1)
+    assert worst(got, (expected, *gradients(expected, *exact))) <= 1e-5
+
+
+def test_rounding() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 128, 32, 48).relu(), torch.randn(128, 128, 3, 3) / 34
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    assert worst((conv3x3(x, weight),), (exact,)) <= 2e-6
+
+
+@pytest.mark.parametrize("wanted", range(3))
+def test_what_wants_no_gradient_gets_none(wanted: int) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, 3, 6, 9), torch.randn(4, 3, 3, 3), torch.randn(4)]
+    leaves[wanted].requires_grad_()
+    got = gradients(conv3x3(*leaves), leaves[wanted])
+    want = gradients(F.conv2d(*leaves, padding=1), leaves[wanted])
+    assert worst(got, tuple(w.double() for w in want)) <= 1e-5
+
+
+def test_fewer_multiplications() -> None:
+    x, weight = torch.randn(1, 128, 64, 64), torch.randn(128, 128, 3, 3)
+    with torch.no_grad():
+        plain = multiply_adds(lambda: F.conv2d(x, weight, padding=1))
+        assert multiply_adds(lambda: conv3x3(x, weight)) < 0.5 * plain
+
+
+def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow or small maps, other precisions, autocast."""
+    x, weight = torch.randn(1, 8, 16, 16), torch.randn(8, 8, 3, 3, requires_grad=True)
+
+    def taken() -> bool:
+        return "Winograd" in str(conv3x3(x, weight).grad_fn)
+
+    assert taken()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not taken()
+    assert "Winograd" not in str(conv3x3(x.double(), weight.double()).grad_fn)
+    for name in ("LEAST_CHANNELS", "LEAST_TILES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(winograd, name, 17)
+            assert not taken()
+
+
+def test_quickened_network() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, padding="same", bias=False),
+        nn.Conv2d(8, 8, 3, padding=1, stride=2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 8, 1),
+    )
+    x, plain = torch.randn(2, 3, 24, 24), copy.deepcopy(network)
+    assert quicken_(network) == 2
+    assert [type(m) is Conv3x3 for m in network] == [True, True, *[False] * 6]
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    want = plain(x)
+    assert worst((network(x),), (want.double(),)) <= 1e-5
+    set_implementation(network, "reference")
+    assert torch.equal(network(x), want)
+    assert len(to_dynamic(network, ODConv2d, where=lambda name, _: name == "1")) == 1
+    assert isinstance(network[1], ODConv2d)
+
+
+def test_dynamic_kernels_take_it_too() -> None:
+    torch.manual_seed(0)
+    fast = ODConv2d(6, 8, 3, padding=1, num_experts=2).eval()
+    reference = copy.deepcopy(fast)
+    set_implementation(reference, "reference")
+    x = torch.randn(2, 6, 12, 16)
+    assert "Winograd" in graph(fast(x))
+    assert worst((fast(x),), (reference(x).double(),)) <= 1e-5
+
+
+def graph(y: Tensor) -> str:
+    """Names of the functions that made a tensor."""
+    names, waiting = [], [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.append(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    return " ".join(names)
