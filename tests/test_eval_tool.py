@@ -82,6 +82,7 @@ def test_two_processes_give_what_one_gives(place, tmp_path, monkeypatch):
         (["--data", "absent"], "absent"),
         (["--score_threshold", "7"], "score_threshold is 7.0"),
         (["--workers", "-1"], "workers"),
+        (["--precision", "bf16"], "precision is 'bf16'; 32-true or bf16-mixed is allowed"),
     ],
 )
 def test_a_users_error_is_one_line_and_code_2(place, monkeypatch, capsys, args, said):

@@ -42,8 +42,22 @@ def test_settings_replace_the_checkpoints(checkpoint):
     assert len(Predictor.from_checkpoint(checkpoint, "cpu", score_threshold=1.0)(image)) == 0
 
 
+def test_precision(checkpoint):
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        predictor = Predictor.from_checkpoint(checkpoint, "cpu", precision=precision)
+        seen = []
+        predictor.network.fpn.output[0].register_forward_hook(lambda m, i, y, s=seen: s.append(y))
+        found[precision] = predictor(image)
+        assert seen[0].dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
+    best = [f.scores[:5] for f in found.values()]
+    assert not torch.equal(*best)
+    torch.testing.assert_close(*best, rtol=0.05, atol=0)
+
+
 def test_wrong_values_are_named(checkpoint, tmp_path, monkeypatch):
-    for settings in ({"score_threshold": 1.5}, {"max_detections": 0}):
+    for settings in ({"score_threshold": 1.5}, {"max_detections": 0}, {"precision": "bf16"}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             Predictor.from_checkpoint(checkpoint, "cpu", **settings)
     with pytest.raises(ValueError, match="device is 'gpu'"):

@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
     parser.add_argument("--score", type=float, default=0.4, help="least score that is shown")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
     parser.add_argument("--output", default="out", help="folder of the drawings")
     parser.add_argument("--json", action="store_true", help="write detections.json there, too")
     args = parser.parse_args()
@@ -31,7 +32,7 @@ def main() -> int:
         from condseg.pretrained import open_model
 
         restored = open_model(args.checkpoint, args.model, offline=args.offline)
-        predictor = Predictor(restored, args.device)
+        predictor = Predictor(restored, args.device, precision=args.precision)
         options = args.output, args.score, args.json, args.depth
         failed = annotate(predictor, args.inputs, *options)
     return 1 if failed else 0

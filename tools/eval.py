@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--score_threshold", type=float, help="default: as in the training")
     parser.add_argument("--max_detections", type=int, help="a picture; default: as in the training")
+    parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
     parser.add_argument("--output", default="out/eval", help="folder of the JSON files")
     parser.add_argument(
         "--visibility",
@@ -37,7 +38,7 @@ def main() -> None:
     )
     args = vars(parser.parse_args())
     args["visibility"] = args["visibility"] and tuple(args["visibility"])
-    settings = [args.pop(k) for k in ("device", "score_threshold", "max_detections")]
+    settings = [args.pop(k) for k in ("device", "score_threshold", "max_detections", "precision")]
     source = [args.pop(k) for k in ("checkpoint", "model")]
     offline = args.pop("offline")
     with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):

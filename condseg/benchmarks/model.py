@@ -23,7 +23,7 @@ from condseg.layers import set_implementation, to_dynamic
 from condseg.models.condinst import CondInst
 from condseg.predict import Predictor
 from condseg.stages import Stages
-from condseg.structures import Batch, ImageInfo, Size
+from condseg.structures import ImageInfo, Size
 from condseg.visualize import draw
 
 STAGES = (
@@ -158,18 +158,19 @@ def evaluations(shapes: Shapes, device: torch.device) -> dict[str, Run]:
     sides: dict[str, Run] = {
         FAST: partial(fast.predict, given),
         REFERENCE: partial(reference.predict, given),
-        "bf16": partial(_bf16, fast, given),
+        "bf16": partial(_mixed(fast).predict, given),
     }
     if compiles():
         sides["compiled"] = partial(subjects.compiled(fast).predict, given)
-        sides["bf16 and compiled"] = partial(_bf16, subjects.compiled(fast), given)
+        sides["bf16 and compiled"] = partial(_mixed(subjects.compiled(fast)).predict, given)
     sides["torchvision"] = subjects.mask_rcnn(shapes, device)
     return sides
 
 
-def _bf16(predictor: Predictor, given: Batch) -> object:
-    with torch.autocast(predictor.device.type, torch.bfloat16):
-        return predictor.predict(given)
+def _mixed(made: Predictor) -> Predictor:
+    other = copy.copy(made)
+    other.precision = "bf16-mixed"
+    return other
 
 
 def compiles() -> bool:
