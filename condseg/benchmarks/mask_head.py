@@ -16,8 +16,9 @@ from condseg.benchmarks.compare import Comparison, Line
 from condseg.benchmarks.measure import Run
 from condseg.benchmarks.session import Curve, Session
 from condseg.benchmarks.subjects import CLASSES, Shapes
-from condseg.layers import Implementation
+from condseg.layers import Implementation, set_implementation
 from condseg.layers.local_filter import filter_locally
+from condseg.layers.winograd import quicken_
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 from condseg.models.fcos_head import FCOSHead
 from condseg.models.postprocess import PostProcess
@@ -154,9 +155,10 @@ def fcos_heads(shapes: Shapes, device: torch.device, backward: bool = False) -> 
     sides: dict[str, Run] = {}
     for name in IMPLEMENTATIONS:
         head = FCOSHead(shapes.channels, CLASSES, 4, DynamicMaskHead().num_params).to(device)
+        quicken_(head)  # as CondInst does
         state = head.state_dict() if state is None else state
         head.load_state_dict(state)
-        head.implementation = name
+        set_implementation(head, name)
         call = partial(_fcos_head, head, image, where)
         trained = tuple(head.parameters())
         sides[name] = (

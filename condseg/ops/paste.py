@@ -17,7 +17,7 @@ from condseg.ops.masks import aligned_upsample
 from condseg.structures import Size
 
 TILE = 64  # pixels, each way
-INSTANCES, TILES = 8, 64  # at a time
+INSTANCES, TILES = 4, 64  # at a time
 
 
 def paste_plainly(
