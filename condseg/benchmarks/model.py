@@ -158,19 +158,13 @@ def evaluations(shapes: Shapes, device: torch.device) -> dict[str, Run]:
     sides: dict[str, Run] = {
         FAST: partial(fast.predict, given),
         REFERENCE: partial(reference.predict, given),
-        "bf16": partial(_mixed(fast).predict, given),
+        "bf16": partial(subjects.mixed(fast).predict, given),
     }
     if compiles():
         sides["compiled"] = partial(subjects.compiled(fast).predict, given)
-        sides["bf16 and compiled"] = partial(_mixed(subjects.compiled(fast)).predict, given)
+        sides["bf16 and compiled"] = partial(subjects.mixed(subjects.compiled(fast)).predict, given)
     sides["torchvision"] = subjects.mask_rcnn(shapes, device)
     return sides
-
-
-def _mixed(made: Predictor) -> Predictor:
-    other = copy.copy(made)
-    other.precision = "bf16-mixed"
-    return other
 
 
 def compiles() -> bool:

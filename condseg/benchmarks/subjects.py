@@ -193,6 +193,13 @@ def referenced(made: Predictor) -> Predictor:
     return other
 
 
+def mixed(made: Predictor) -> Predictor:
+    """The same in bfloat16 where that is safe."""
+    other = copy.copy(made)
+    other.precision = "bf16-mixed"
+    return other
+
+
 def compiled(made: Predictor) -> Predictor:
     """The same with the network compiled, its constants folded in."""
     other = copy.copy(made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from condseg import native
 from condseg.layers.implementation import Implementation
 
 BLOCK = 2**18
@@ -30,8 +31,9 @@ def filter_locally(
     .. math:: y_{c,p} = \sum_t k_{c,t,p}\; x_{c,\, p + d \delta_t}, \qquad
         \delta_t = (t \div k_w - k_h \div 2,\; t \bmod k_w - k_w \div 2)
 
-    The fast form sums tap by tap, so that the unfolded map, T times as large as x, never exists,
-    neither forward nor backward, and in blocks that stay in the cache.
+    The fast form never has the unfolded map, T times as large as x, neither forward nor backward:
+    a loop in C++ reads every filter once; without it, the sum goes tap by tap, in blocks that stay
+    in the cache.
 
     Args:
         x: the map; zeros lie outside of it.
@@ -76,6 +78,9 @@ class _FilterLocally(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
+        if _in_loops(x):
+            summed: Tensor = torch.ops.condseg.filter_locally(x, filters, kernel_size, dilation)
+            return summed
         y = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         for block in _blocks(x):
             part, kernels, result = x[block], filters[block], y[block]
@@ -93,6 +98,10 @@ class _FilterLocally(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, filters = ctx.saved_tensors
+        if _in_loops(x):
+            where = (ctx.kernel_size, ctx.dilation)
+            grads = torch.ops.condseg.filter_locally_gradients(x, filters, grad_y, *where)
+            return (*grads, None, None)
         grad_y = grad_y.contiguous()
         grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
         shared = filters.shape[1] < x.shape[1]
@@ -111,6 +120,52 @@ class _FilterLocally(torch.autograd.Function):
             height, width = x.shape[2:]
             grad_x[block] = grad_padded[..., dy : dy + height, dx : dx + width]
         return grad_x, grad_filters, None, None
+
+
+def _in_loops(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and native.available()
+
+
+def _sums(x: Sequence[int], filters: Sequence[int], *_: Any) -> int:
+    return math.prod(x) * filters[2]
+
+
+@native.operator(
+    "filter_locally(Tensor x, Tensor filters, int[] kernel_size, int dilation) -> Tensor",
+    lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
+    _sums,
+)
+def _filter_locally(x: Tensor, filters: Tensor, kernel_size: list[int], dilation: int) -> Tensor:
+    y = torch.empty(x.shape)
+    maps, work = _where(x, filters, kernel_size, dilation)
+    native.call("filter_locally", x.contiguous(), filters.contiguous(), y, work, *maps)
+    return y
+
+
+@native.operator(
+    "filter_locally_gradients(Tensor x, Tensor filters, Tensor grad_y, int[] kernel_size, "
+    "int dilation) -> (Tensor, Tensor)",
+    lambda x, filters, *_: (x.new_empty(x.shape), filters.new_empty(filters.shape)),
+    lambda *shapes: 2 * _sums(*shapes),
+)
+def _filter_locally_gradients(
+    x: Tensor, filters: Tensor, grad_y: Tensor, kernel_size: list[int], dilation: int
+) -> tuple[Tensor, Tensor]:
+    grads = torch.empty(x.shape), torch.empty(filters.shape)
+    maps, work = _where(x, filters, kernel_size, dilation)
+    inputs = (x.contiguous(), filters.contiguous(), grad_y.contiguous())
+    native.call("filter_locally_gradients", *inputs, *grads, work, *maps)
+    return grads
+
+
+def _where(
+    x: Tensor, filters: Tensor, kernel_size: list[int], dilation: int
+) -> tuple[list[int], Tensor]:
+    """What the loops want to know, filters and channels that share one first; and their memory."""
+    count = filters.shape[0] * filters.shape[1]
+    channels = x.shape[0] * x.shape[1] // max(1, count)
+    where = [*x.shape[2:], *kernel_size, dilation]
+    return [count, channels, *where], native.scratch("filter_locally", *where)
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:

@@ -19,7 +19,7 @@ from condseg.layers.parts import (
     positive,
     start_twins_,
 )
-from condseg.layers.per_sample import CONV, conv_per_sample, mix
+from condseg.layers.per_sample import CONV, conv_per_sample, mix, output_blocks
 from condseg.layers.slot import ConvSlot, Sizes
 
 
@@ -157,17 +157,21 @@ class ODConv2d(ConvSlot, Annealed):
             # Channel and filter attention scale the maps or the kernel, whichever has fewer
             # numbers; a kernel that they leave alone may then be shared by all samples.
             fold = math.prod(self.kernel_shape) < x[:1].numel()
-            kernel = self._kernel(attention, fold)
         channel, filter_ = (None, None) if fold else (attention.channel, attention.filter)
         ones = (1,) * self.dims
         if channel is not None:
             x = x * channel.to(x.dtype).view(*channel.shape, *ones)
         x, padding = self.pad(x)
-        if kernel is None:
-            conv = CONV[self.dims]
-            y = conv(x, self.weight[0], None, self.stride, padding, self.dilation, self.groups)
+        where = (self.stride, padding, self.dilation, self.groups)
+        if attention.kernel is None and attention.spatial is None and not fold:
+            y = CONV[self.dims](x, self.weight[0], None, *where)
         else:
-            y = conv_per_sample(x, kernel, None, self.stride, padding, self.dilation, self.groups)
+            parts = []
+            for rows in output_blocks(x, self.kernel_shape, self.groups):
+                with full_precision(x):
+                    kernel = self._kernel(attention, fold, rows)
+                parts.append(conv_per_sample(x, kernel, None, *where))
+            y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if filter_ is not None:
             y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
@@ -190,13 +194,12 @@ class ODConv2d(ConvSlot, Annealed):
             y = y * filter_.to(y.dtype).view(batch, -1, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
-    def _kernel(self, attention: ODAttention, fold: bool) -> Tensor | None:
-        """(B, O, C / groups, *k) kernels of the samples; None when all share ``weight[0]``."""
+    def _kernel(self, attention: ODAttention, fold: bool, rows: slice = slice(None)) -> Tensor:
+        """(B, O, C / groups, *k) kernels of the samples, or some rows of O."""
         channel, filter_, spatial, experts = attention
-        if experts is None and spatial is None and not fold:
-            return None
-        per_group = (self.groups, self.out_channels // self.groups)
-        kernel = self.weight if experts is None else mix(experts, self.weight)
+        weight = self.weight[:, rows]
+        per_group = (self.groups, weight.shape[1] // self.groups)
+        kernel = weight if experts is None else mix(experts, weight)
         kernel = kernel.flatten(3).unflatten(1, per_group)  # (B or 1, g, O/g, C/g, T)
         # The factors meet each other before they meet the kernel, which is larger than they are.
         factor = None
@@ -208,14 +211,13 @@ class ODConv2d(ConvSlot, Annealed):
         if factor is not None:
             kernel = kernel * factor
         if fold and filter_ is not None:
-            kernel = kernel * filter_.view(-1, *per_group, 1, 1)
-        kernels: Tensor = kernel.reshape(-1, *self.kernel_shape)
+            kernel = kernel * filter_[:, rows].view(-1, *per_group, 1, 1)
+        kernels: Tensor = kernel.reshape(-1, weight.shape[1], *self.kernel_shape[1:])
         return kernels
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             kernel = self._kernel(self.attention(x, self.temperature), fold=True)
-        assert kernel is not None
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:

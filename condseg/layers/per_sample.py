@@ -24,6 +24,8 @@ from condseg.layers.depthwise import conv_depthwise
 from condseg.layers.implementation import Implementation
 from condseg.layers.winograd import conv3x3
 
+Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # stride, padding, dilation
+BLOCK, LEAST_OUTPUTS = 2**21, 32  # numbers and output channels of the kernels made at a time
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -50,56 +52,41 @@ def conv_per_sample(
         (B, C, *s) and (B, O, C / groups, *k) -> (B, O, *s_out), in one, two or three dimensions.
     """
     dims = x.dim() - 2
-    conv = CONV[dims]
     batch = x.shape[0]
+    steps: Steps = (tuple(stride), tuple(padding), tuple(dilation))
     if batch == 0:
-        y = conv(x, weight.sum(0), None, stride, padding, dilation, groups)
+        y = CONV[dims](x, weight.sum(0), None, *steps, groups)
     elif implementation == "reference":
-        y = _samples_as_groups(x, weight, stride, padding, dilation, groups)
+        y = _samples_as_groups(x, weight, steps, groups)
     elif batch == 1:
-        y = _conv_one(x, weight[0], stride, padding, dilation, groups)
+        y = _conv_one(x, weight[0], steps, groups)
     elif math.prod(weight.shape[3:]) == 1:
         y = _matmul_per_sample(x, weight, stride, padding, groups)
     elif x.device.type == "cpu" and (groups == 1 or is_channels_last(x)):
         samples = zip(x.split(1), weight.unbind(), strict=True)
-        y = torch.cat([_conv_one(s, w, stride, padding, dilation, groups) for s, w in samples])
+        y = torch.cat([_conv_one(sample, kernel, steps, groups) for sample, kernel in samples])
     elif dims == 2 and groups == x.shape[1] == weight.shape[1]:
         beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
-        y = conv_depthwise(beside, kernels, stride, padding, dilation)
+        y = conv_depthwise(beside, kernels, *steps)
         y = y.view(batch, -1, *y.shape[2:])
     else:
-        y = _samples_as_groups(x, weight, stride, padding, dilation, groups)
+        y = _samples_as_groups(x, weight, steps, groups)
     if bias is not None:
         y = y + bias.to(y.dtype).view(*bias.shape, *(1,) * dims)
     return y
 
 
-def _conv_one(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    where = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    if weight.shape[2:] == (3, 3) and where == ((1, 1), (1, 1), (1, 1), 1):
+def _conv_one(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:
+    if weight.shape[2:] == (3, 3) and steps == ((1, 1), (1, 1), (1, 1)) and groups == 1:
         return conv3x3(x, weight)
-    return CONV[x.dim() - 2](x, weight, None, stride, padding, dilation, groups)
+    return CONV[x.dim() - 2](x, weight, None, *steps, groups)
 
 
-def _samples_as_groups(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def _samples_as_groups(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:
     """The published form: all samples side by side, as groups of one convolution."""
     batch = x.shape[0]
     beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
-    y = CONV[x.dim() - 2](beside, kernels, None, stride, padding, dilation, batch * groups)
+    y = CONV[x.dim() - 2](beside, kernels, None, *steps, batch * groups)
     return y.view(batch, -1, *y.shape[2:])
 
 
@@ -117,6 +104,24 @@ def _matmul_per_sample(
     x = x.reshape(batch * groups, x.shape[1] // groups, -1)
     weight = weight.reshape(batch * groups, out_channels // groups, -1)
     return torch.bmm(weight, x).view(batch, out_channels, *size)
+
+
+def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[slice]:
+    """Output channels whose kernels of all samples stay in the cache between their making and use.
+
+    On the CPU and without gradients, which would keep all kernels in any case.
+
+    Args:
+        x: the maps.
+        kernel_shape: (O, C / groups, *k) of one sample's kernel.
+        groups: of the convolution; with several, all channels are one block.
+    """
+    out, *each = kernel_shape
+    step = max(LEAST_OUTPUTS, BLOCK // max(1, len(x) * math.prod(each)))
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or groups > 1
+    if whole or x.device.type != "cpu" or step >= out:
+        return [slice(None)]
+    return [slice(start, start + step) for start in range(0, out, step)]
 
 
 def is_channels_last(x: Tensor) -> bool:

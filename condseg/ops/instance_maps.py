@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from condseg import native
 from condseg.ops.masks import upsample_adjoint, upsample_quickly
 from condseg.structures import Size
 
@@ -27,9 +30,10 @@ def instance_maps(
 
     .. math:: z_1 = W_1 s, \qquad z_l = W_l\,\mathrm{ReLU}(z_{l-1}) + b_l
 
-    Every layer is one batched product, the first one of pixels that all instances share. Tiles of
-    pixels and instances are small enough for the cache, and nothing between input and output is
-    ever whole in memory: backward computes each tile again.
+    Nothing between input and output is ever whole in memory: a loop in C++ takes a few pixels of an
+    instance through all layers. Backward, and without that loop, every layer is one batched
+    product, the first one of pixels that all instances share, in tiles of pixels and instances
+    that are small enough for the cache; backward computes each tile again.
 
     Args:
         shared: what all instances of a picture read, the pixels of a map in one row.
@@ -52,6 +56,9 @@ class _InstanceMaps(torch.autograd.Function):
         shared: Tensor, counts: Sequence[int], size: Size, factor: int, *layers: Tensor
     ) -> Tensor:
         height, width = size
+        if shared.device.type == "cpu" and shared.dtype == torch.float32 and native.available():
+            fused: Tensor = torch.ops.condseg.mask_head(shared, counts, size, factor, layers)
+            return fused
         maps = shared.new_empty(len(layers[0]), factor * height, factor * width)
         for image, rows in _chunks(counts):
             own = [layer[rows] for layer in layers]
@@ -89,6 +96,48 @@ class _InstanceMaps(torch.autograd.Function):
                 own_grads[0].flatten(0, 1).addmm_(rows_of_all, x.T)
                 grad_shared[image, :, pixels].addmm_(own[0].flatten(0, 1).T, rows_of_all)
         return grad_shared, None, None, None, *grads
+
+
+def _layer_sizes(first: Sequence[int], later: Sequence[Sequence[int]]) -> list[int]:
+    """Channels of the input and of what each layer gives."""
+    return [first[2], first[1], *(shape[1] for shape in later[::2])]
+
+
+def _products(
+    shared: Sequence[int],
+    counts: Sequence[int],
+    size: Sequence[int],
+    factor: int,
+    layers: Sequence[Sequence[int]],
+) -> int:
+    channels = _layer_sizes(layers[0], layers[1:])
+    return layers[0][0] * shared[2] * sum(math.prod(pair) for pair in itertools.pairwise(channels))
+
+
+@native.operator(
+    "mask_head(Tensor shared, int[] counts, int[] size, int factor, Tensor[] layers) -> Tensor",
+    lambda shared, counts, size, factor, layers: shared.new_empty(
+        len(layers[0]), factor * size[0], factor * size[1]
+    ),
+    _products,
+)
+def _mask_head(
+    shared: Tensor, counts: list[int], size: list[int], factor: int, layers: list[Tensor]
+) -> Tensor:
+    maps = shared.new_empty(len(layers[0]), factor * size[0], factor * size[1])
+    channels = _layer_sizes(layers[0].shape, [layer.shape for layer in layers[1:]])
+    widest = max(channels)
+    native.call(
+        "mask_head",
+        shared.contiguous(),
+        [layers[0].contiguous(), None, *(layer.contiguous() for layer in layers[1:])],
+        channels[1:],
+        counts,
+        maps,
+        native.scratch("mask_head", shared.shape[2], widest),
+        *(len(channels) - 1, len(shared), channels[0], *size, factor, widest),
+    )
+    return maps
 
 
 def _activations(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:

@@ -266,7 +266,7 @@ def test_a_dynamic_backbone_from_a_config() -> None:
 @pytest.mark.parametrize("frozen", [0, 1, 2, 5])
 @pytest.mark.parametrize("conv", [None, OD4])
 def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
-    """Plain where gradients flow; channels_last in frozen stages, and in evaluation if asked."""
+    """Plain where dynamic layers train; channels_last before them, and in evaluation if asked."""
     backbone = small(conv=conv, freeze_stages=frozen, norm="batch")
     layouts: dict[str, bool] = {}
     for name in ("conv1", "layer1", "layer2"):
@@ -279,7 +279,7 @@ def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
     trained = backbone.train()(x)
     # Dynamic layers train in frozen stages, too: only the stem of ODConv's network is frozen.
     ends = {"conv1": 1, "layer1": 3, "layer2": 4}
-    last = min(frozen, 1) if conv else frozen
+    last = min(frozen, 1) if conv else 4
     assert layouts == {name: last >= end for name, end in ends.items()}
     backbone.eval()
     with torch.no_grad():
