@@ -163,17 +163,20 @@ class ODConv2d(ConvSlot, Annealed):
             x = x * channel.to(x.dtype).view(*channel.shape, *ones)
         x, padding = self.pad(x)
         where = (self.stride, padding, self.dilation, self.groups)
+        bias = self.bias if filter_ is None else None
         if attention.kernel is None and attention.spatial is None and not fold:
-            y = CONV[self.dims](x, self.weight[0], None, *where)
+            y: Tensor = CONV[self.dims](x, self.weight[0], bias, *where)
         else:
             parts = []
             for rows in output_blocks(x, self.kernel_shape, self.groups):
                 with full_precision(x):
                     kernel = self._kernel(attention, fold, rows)
-                parts.append(conv_per_sample(x, kernel, None, *where))
+                own = None if bias is None else bias[rows].expand(len(x), -1)
+                parts.append(conv_per_sample(x, kernel, own, *where))
             y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        if filter_ is not None:
-            y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
+        if filter_ is None:
+            return y
+        y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
     def _reference(self, x: Tensor) -> Tensor:

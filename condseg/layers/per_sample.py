@@ -59,12 +59,13 @@ def conv_per_sample(
     elif implementation == "reference":
         y = _samples_as_groups(x, weight, steps, groups)
     elif batch == 1:
-        y = _conv_one(x, weight[0], steps, groups)
+        return _conv_one(x, weight[0], None if bias is None else bias[0], steps, groups)
     elif math.prod(weight.shape[3:]) == 1:
         y = _matmul_per_sample(x, weight, stride, padding, groups)
     elif x.device.type == "cpu" and (groups == 1 or is_channels_last(x)):
-        samples = zip(x.split(1), weight.unbind(), strict=True)
-        y = torch.cat([_conv_one(sample, kernel, steps, groups) for sample, kernel in samples])
+        biases = [None] * batch if bias is None else bias.unbind()
+        samples = zip(x.split(1), weight.unbind(), biases, strict=True)
+        return torch.cat([_conv_one(*sample, steps, groups) for sample in samples])
     elif dims == 2 and groups == x.shape[1] == weight.shape[1]:
         beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
         y = conv_depthwise(beside, kernels, *steps)
@@ -76,10 +77,10 @@ def conv_per_sample(
     return y
 
 
-def _conv_one(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:
+def _conv_one(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, groups: int) -> Tensor:
     if weight.shape[2:] == (3, 3) and steps == ((1, 1), (1, 1), (1, 1)) and groups == 1:
-        return conv3x3(x, weight)
-    return CONV[x.dim() - 2](x, weight, None, *steps, groups)
+        return conv3x3(x, weight, bias)
+    return CONV[x.dim() - 2](x, weight, bias, *steps, groups)
 
 
 def _samples_as_groups(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from condseg.layers.odconv import ODConv2d
 from condseg.layers.slot import ConvSlot, is_static
 from condseg.models.frozen_norm import FrozenBatchNorm2d
 
@@ -36,7 +37,9 @@ def share(module: Module) -> Module:
 
 @torch.no_grad()
 def fold_norms_(network: nn.Module) -> int:
-    r"""Fold batch norms in evaluation into the static convolutions before them, in place.
+    r"""Fold batch norms in evaluation into the convolutions before them, in place.
+
+    Static ones and ODConv's, whose kernels all have the same bias and are scaled alike.
 
     .. math:: \gamma\frac{W * x + b - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
         = W' * x + b', \quad W' = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} W
@@ -64,7 +67,8 @@ def fold_norms_(network: nn.Module) -> int:
         if node.op != "call_module" or not isinstance(before, fx.Node):
             continue
         conv, norm = modules.get(str(before.target)), modules[str(node.target)]
-        if before.op != "call_module" or conv is None or not is_static(conv):
+        dynamic = isinstance(conv, ODConv2d)
+        if before.op != "call_module" or conv is None or not (dynamic or is_static(conv)):
             continue
         left = _behind(norm)
         alone = len(before.users) == 1 == called.count(before.target) == called.count(node.target)
@@ -73,8 +77,9 @@ def fold_norms_(network: nn.Module) -> int:
         assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight,
+        kernel = conv.weight.transpose(0, 1) if dynamic else conv.weight  # outputs first
+        kernel, conv.bias = fuse_conv_bn_weights(
+            kernel,
             conv.bias,
             norm.running_mean,
             norm.running_var,
@@ -82,6 +87,7 @@ def fold_norms_(network: nn.Module) -> int:
             norm.weight,
             norm.bias,
         )
+        conv.weight = nn.Parameter(kernel.transpose(0, 1).contiguous()) if dynamic else kernel
         parent, _, name = str(node.target).rpartition(".")
         setattr(network.get_submodule(parent), name, left)
         folded += 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from condseg.layers import ODConv2d
+from condseg.layers import CondConv2d, ODConv2d
 from condseg.models import Backbone
 from condseg.models.folding import fold_norms_, share
 
@@ -44,14 +44,17 @@ def test_folded_backbones_compute_the_same(name: str) -> None:
             assert (result - right).norm() <= 1e-5 * right.norm()
 
 
-def test_norms_behind_dynamic_layers_stay() -> None:
-    conv = functools.partial(ODConv2d, num_experts=2)
+@pytest.mark.parametrize(("layer", "left"), [(ODConv2d, 0), (CondConv2d, 4)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_dynamic_layers(layer: type[nn.Module], left: int, batch: int) -> None:
+    """A norm goes where the bias is the same for all kernels."""
+    conv = functools.partial(layer, num_experts=2)
     backbone = unlike(Backbone("resnet18", weights=None, conv=conv, where=[5]))
-    before, x = norms(backbone), torch.randn(1, 3, 64, 64)
+    before, x = norms(backbone), torch.randn(batch, 3, 64, 64)
     with torch.no_grad():
         expected = backbone(x)
         # The four convolutions of the last stage are dynamic, its shortcut is not.
-        assert before - fold_norms_(backbone.network) == 4
+        assert before - fold_norms_(backbone.network) == left
         for result, right in zip(backbone(x), expected, strict=True):
             assert (result - right).norm() <= 1e-5 * right.norm()
 
