@@ -201,10 +201,10 @@ def mixed(made: Predictor) -> Predictor:
 
 
 def compiled(made: Predictor) -> Predictor:
-    """The same with the network compiled, its constants folded in."""
+    """The same with the network compiled."""
     other = copy.copy(made)
     other.network = copy.deepcopy(made.network)
-    other.network.compile(options={"freezing": True})
+    other.network.compile()
     return other
 
 

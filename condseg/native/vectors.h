@@ -22,21 +22,21 @@ constexpr int PANEL = 2 * WIDTH;
 typedef float Vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 // The first numbers of a vector; zeros behind them.
-inline Vector load(const float *from, int64_t numbers) {
-  if (numbers >= WIDTH) return *reinterpret_cast<const Vector *>(from);
+inline Vector load(const float* from, int64_t numbers) {
+  if (numbers >= WIDTH) return *reinterpret_cast<const Vector*>(from);
   Vector vector = {};
   if (numbers > 0) std::memcpy(&vector, from, numbers * sizeof(float));
   return vector;
 }
 
-inline void store(float *to, Vector vector, int64_t numbers) {
+inline void store(float* to, Vector vector, int64_t numbers) {
   if (numbers >= WIDTH)
-    *reinterpret_cast<Vector *>(to) = vector;
+    *reinterpret_cast<Vector*>(to) = vector;
   else if (numbers > 0)
     std::memcpy(to, &vector, numbers * sizeof(float));
 }
 
-inline Vector relu(Vector x) { return x > 0 ? x : Vector{}; }
+inline Vector relu(Vector x) { return x < 0 ? Vector{} : x; }  // NaN stays
 
 inline int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
@@ -55,19 +55,18 @@ void in_parallel(int64_t parts, int64_t threads, Body body) {
 
 // A matrix whose element (row, k) lies at at[row * by_row + k * by_k].
 struct Left {
-  const float *at;
+  const float* at;
   int64_t by_row, by_k;
 };
 
 // c (R, PANEL) = a (R, inner) b (inner, PANEL), or what was in c plus that.
 template <int R, bool add>
-FORCE_INLINE void product_in_registers(
-    Left a, const float *b, int64_t b_row, int64_t inner, float *c, int64_t c_row) {
+FORCE_INLINE void product_in_registers(Left a, const float* b, int64_t b_row, int64_t inner,
+                                       float* c, int64_t c_row) {
   Vector sum[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < 2; ++n)
-      sum[r][n] = add ? load(c + r * c_row + n * WIDTH, WIDTH) : Vector{};
+    for (int n = 0; n < 2; ++n) sum[r][n] = add ? load(c + r * c_row + n * WIDTH, WIDTH) : Vector{};
   for (int64_t k = 0; k < inner; ++k) {
     const Vector left = load(b + k * b_row, WIDTH), right = load(b + k * b_row + WIDTH, WIDTH);
 #pragma GCC unroll 16
@@ -84,7 +83,7 @@ FORCE_INLINE void product_in_registers(
 
 // The same for any number of rows, ROWS at a time, the rest in halves.
 template <bool add, int R = ROWS>
-inline void product(Left a, const float *b, int64_t b_row, int64_t inner, float *c, int64_t c_row,
+inline void product(Left a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row,
                     int64_t rows) {
   for (; rows >= R; rows -= R, a.at += R * a.by_row, c += R * c_row)
     product_in_registers<R, add>(a, b, b_row, inner, c, c_row);

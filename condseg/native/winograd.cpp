@@ -10,9 +10,10 @@
 namespace {
 
 constexpr int TILE = 4, SEEN = 6, PAIRS = SEEN * SEEN, TAPS = 9;
-constexpr int64_t TILES = 2 * ROWS;       // of a block, or half: what it needs stays in a core's cache
-constexpr int64_t KERNELS = 2 << 20;      // numbers of transformed kernels at a time, at most so many
-constexpr int64_t GRADIENT_TILES = 192;   // of a block when gradients of kernels are summed
+constexpr int64_t TILES = 2 * ROWS;   // of a block, or half: what it needs stays in a core's cache
+constexpr int64_t KERNELS = 2 << 20;  // numbers of transformed kernels at a time, at most so many
+constexpr int64_t CHANNELS = 16;      // of kernels that a thread transforms at a time
+constexpr int64_t GRADIENT_TILES = 192;  // of a block when gradients of kernels are summed
 
 // Numbers of one pair; 4096 bytes further on would be the same place of the nearest cache, so that
 // the 36 would push each other out.
@@ -22,7 +23,7 @@ int64_t pair(int64_t numbers) { return parts_of(numbers, WIDTH) * WIDTH + WIDTH;
 constexpr float a = 2.0f / 3, b = 4.0f / 3, a2 = a * a, b2 = b * b, a3 = a2 * a, b3 = b2 * b;
 
 // Along one axis; `in` and `out` are steps between neighbours.
-FORCE_INLINE void map_values(const Vector *x, int in, Vector *v, int out) {
+FORCE_INLINE void map_values(const Vector* x, int in, Vector* v, int out) {
   const Vector x1 = x[in], x2 = x[2 * in], x3 = x[3 * in], x4 = x[4 * in];
   const Vector even_a = x4 - b2 * x2, odd_a = a * (x3 - b2 * x1);
   const Vector even_b = x4 - a2 * x2, odd_b = b * (x3 - a2 * x1);
@@ -32,9 +33,10 @@ FORCE_INLINE void map_values(const Vector *x, int in, Vector *v, int out) {
   v[5 * out] = a2 * b2 * x1 - (a2 + b2) * x3 + x[5 * in];
 }
 
-constexpr float of_zero = 1 / (a2 * b2), of_a = 1 / (2 * a2 * (a2 - b2)), of_b = 1 / (2 * b2 * (b2 - a2));
+constexpr float of_zero = 1 / (a2 * b2), of_a = 1 / (2 * a2 * (a2 - b2)),
+                of_b = 1 / (2 * b2 * (b2 - a2));
 
-FORCE_INLINE void kernel_values(const Vector *w, int in, Vector *v, int out) {
+FORCE_INLINE void kernel_values(const Vector* w, int in, Vector* v, int out) {
   const Vector even_a = of_a * (w[0] + a2 * w[2 * in]), odd_a = of_a * a * w[in];
   const Vector even_b = of_b * (w[0] + b2 * w[2 * in]), odd_b = of_b * b * w[in];
   v[0] = of_zero * w[0];
@@ -43,7 +45,7 @@ FORCE_INLINE void kernel_values(const Vector *w, int in, Vector *v, int out) {
   v[5 * out] = w[2 * in];
 }
 
-FORCE_INLINE void kernel_gradient(const Vector *v, int in, Vector *w, int out) {
+FORCE_INLINE void kernel_gradient(const Vector* v, int in, Vector* w, int out) {
   const Vector even_a = of_a * (v[in] + v[2 * in]), odd_a = of_a * a * (v[in] - v[2 * in]);
   const Vector even_b = of_b * (v[3 * in] + v[4 * in]), odd_b = of_b * b * (v[3 * in] - v[4 * in]);
   w[0] = of_zero * v[0] + even_a + even_b;
@@ -51,7 +53,7 @@ FORCE_INLINE void kernel_gradient(const Vector *v, int in, Vector *w, int out) {
   w[2 * out] = a2 * even_a + b2 * even_b + v[5 * in];
 }
 
-FORCE_INLINE void result(const Vector *v, int in, Vector *y, int out) {
+FORCE_INLINE void result(const Vector* v, int in, Vector* y, int out) {
   const Vector even_a = v[in] + v[2 * in], odd_a = v[in] - v[2 * in];
   const Vector even_b = v[3 * in] + v[4 * in], odd_b = v[3 * in] - v[4 * in];
   y[0] = v[0] + even_a + even_b;
@@ -60,7 +62,7 @@ FORCE_INLINE void result(const Vector *v, int in, Vector *y, int out) {
   y[3 * out] = a3 * odd_a + b3 * odd_b + v[5 * in];
 }
 
-FORCE_INLINE void result_gradient(const Vector *y, int in, Vector *v, int out) {
+FORCE_INLINE void result_gradient(const Vector* y, int in, Vector* v, int out) {
   const Vector even_a = y[0] + a2 * y[2 * in], odd_a = a * y[in] + a3 * y[3 * in];
   const Vector even_b = y[0] + b2 * y[2 * in], odd_b = b * y[in] + b3 * y[3 * in];
   v[0] = y[0];
@@ -73,33 +75,48 @@ struct Maps {
   int64_t batch, height, width, down, across;
 
   Maps(int64_t batch, int64_t height, int64_t width)
-      : batch(batch), height(height), width(width),
-        down(parts_of(height, TILE)), across(parts_of(width, TILE)) {}
+      : batch(batch),
+        height(height),
+        width(width),
+        down(parts_of(height, TILE)),
+        across(parts_of(width, TILE)) {}
 
   int64_t tiles() const { return batch * down * across; }
 
   // What is seen of one channel vector around a tile: side x side pixels from `border` before it.
-  FORCE_INLINE void window(const float *x, int64_t channels, int64_t tile, int64_t channel, int side,
-              int border, Vector *seen) const {
+  FORCE_INLINE void window(const float* x, int64_t channels, int64_t tile, int64_t channel,
+                           int side, int border, Vector* seen) const {
     const int64_t top = tile / across % down * TILE - border, left = tile % across * TILE - border;
-    const float *picture = x + tile / across / down * height * width * channels + channel;
+    const float* picture = x + tile / across / down * height * width * channels + channel;
     for (int i = 0; i < side; ++i)
       for (int j = 0; j < side; ++j) {
         const int64_t row = top + i, column = left + j;
         const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-        const float *pixel = picture + (row * width + column) * channels;
+        const float* pixel = picture + (row * width + column) * channels;
         seen[i * side + j] = inside ? load(pixel, channels - channel) : Vector{};
       }
   }
 };
 
+// The 36 values of a tile of the map in all channels, `step` from pair to pair.
+FORCE_INLINE void transform_map(const Maps& maps, const float* x, int64_t channels, int64_t tile,
+                                float* values, int64_t step) {
+  for (int64_t c = 0; c < channels; c += WIDTH) {
+    Vector v[PAIRS], along[PAIRS];
+    maps.window(x, channels, tile, c, SEEN, 1, v);
+    for (int j = 0; j < SEEN; ++j) map_values(v + j, SEEN, along + j, SEEN);
+    for (int i = 0; i < SEEN; ++i) map_values(along + SEEN * i, 1, v + SEEN * i, 1);
+    for (int p = 0; p < PAIRS; ++p) store(values + p * step + c, v[p], channels - c);
+  }
+}
+
 // 3x3 kernels anywhere in memory; where by_tap is negative, the last tap is the first.
 struct Kernels {
-  const float *at;
+  const float* at;
   int64_t outputs, inputs, by_output, by_input, by_tap;
 
-  FORCE_INLINE void taps(int64_t output, int64_t input, Vector *w) const {
-    const float *first = at + input * by_input - (by_tap < 0 ? (TAPS - 1) * by_tap : 0);
+  FORCE_INLINE void taps(int64_t output, int64_t input, Vector* w) const {
+    const float* first = at + input * by_input - (by_tap < 0 ? (TAPS - 1) * by_tap : 0);
     for (int n = 0; n < WIDTH; ++n)
       for (int t = 0; t < TAPS; ++t)
         w[t][n] = output + n < outputs ? first[(output + n) * by_output + t * by_tap] : 0;
@@ -107,18 +124,19 @@ struct Kernels {
 };
 
 // values (36, panels, C, PANEL) of the kernels of some panels of outputs.
-void transform(const Kernels &kernels, int64_t first, int64_t panels, float *values, int64_t threads) {
-  in_parallel(panels * parts_of(kernels.inputs, 16), threads, [&](int64_t part, int64_t) {
-    const int64_t panel = part % panels, start = part / panels * 16;
-    for (int64_t c = start; c < std::min(start + 16, kernels.inputs); ++c)
+void transform_kernels(const Kernels& kernels, int64_t first, int64_t panels, float* values,
+                       int64_t threads) {
+  const int64_t step = pair(panels * kernels.inputs * PANEL);
+  in_parallel(panels * parts_of(kernels.inputs, CHANNELS), threads, [&](int64_t part, int64_t) {
+    const int64_t panel = part % panels, start = part / panels * CHANNELS;
+    for (int64_t c = start; c < std::min(start + CHANNELS, kernels.inputs); ++c)
       for (int half = 0; half < PANEL; half += WIDTH) {
         Vector w[TAPS], along[3 * SEEN], v[PAIRS];
         kernels.taps((first + panel) * PANEL + half, c, w);
         for (int j = 0; j < 3; ++j) kernel_values(w + j, 3, along + j, 3);
         for (int i = 0; i < SEEN; ++i) kernel_values(along + 3 * i, 1, v + SEEN * i, 1);
         for (int p = 0; p < PAIRS; ++p)
-          store(values + p * pair(panels * kernels.inputs * PANEL) + (panel * kernels.inputs + c) * PANEL + half,
-                v[p], WIDTH);
+          store(values + p * step + (panel * kernels.inputs + c) * PANEL + half, v[p], WIDTH);
       }
   });
 }
@@ -139,7 +157,7 @@ int64_t conv3x3_scratch(int64_t inputs, int64_t outputs, int64_t threads) {
 }
 
 // x (B, H, W, C), bias (O) or null -> y (B, H, W, O).
-void conv3x3(const float *x, const float *weight, const float *bias, float *y, float *scratch,
+void conv3x3(const float* x, const float* weight, const float* bias, float* y, float* scratch,
              int64_t batch, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
              int64_t by_output, int64_t by_input, int64_t by_tap, int64_t threads) {
   const Maps maps(batch, height, width);
@@ -150,20 +168,13 @@ void conv3x3(const float *x, const float *weight, const float *bias, float *y, f
   const int64_t step = maps.tiles() < 4 * TILES * threads ? ROWS : TILES;
   for (int64_t start = 0; start < all; start += most) {
     const int64_t panels = std::min(most, all - start), of_kernels = pair(panels * inputs * PANEL);
-    transform(kernels, start, panels, values, threads);
+    transform_kernels(kernels, start, panels, values, threads);
     in_parallel(parts_of(maps.tiles(), step), threads, [&](int64_t block, int64_t thread) {
-      float *const seen = own + thread * PAIRS * (of_seen + of_products);
-      float *const products = seen + PAIRS * of_seen;
+      float* const seen = own + thread * PAIRS * (of_seen + of_products);
+      float* const products = seen + PAIRS * of_seen;
       const int64_t first = block * step, tiles = std::min(step, maps.tiles() - first);
       for (int64_t t = 0; t < tiles; ++t)
-        for (int64_t c = 0; c < inputs; c += WIDTH) {
-          Vector v[PAIRS], along[PAIRS];
-          maps.window(x, inputs, first + t, c, SEEN, 1, v);
-          for (int j = 0; j < SEEN; ++j) map_values(v + j, SEEN, along + j, SEEN);
-          for (int i = 0; i < SEEN; ++i) map_values(along + SEEN * i, 1, v + SEEN * i, 1);
-          for (int p = 0; p < PAIRS; ++p)
-            store(seen + p * of_seen + t * inputs + c, v[p], inputs - c);
-        }
+        transform_map(maps, x, inputs, first + t, seen + t * inputs, of_seen);
       for (int64_t panel = 0; panel < panels; ++panel) {
         for (int p = 0; p < PAIRS; ++p)
           product<false>({seen + p * of_seen, inputs, 1},
@@ -193,20 +204,21 @@ void conv3x3(const float *x, const float *weight, const float *bias, float *y, f
 
 int64_t conv3x3_weight_scratch(int64_t inputs, int64_t outputs, int64_t) {
   const int64_t most = panels_at_a_time(inputs, outputs) * PANEL;
-  return PAIRS * (pair(inputs * most) + pair(GRADIENT_TILES * inputs) + pair(GRADIENT_TILES * most));
+  return PAIRS *
+         (pair(inputs * most) + pair(GRADIENT_TILES * inputs) + pair(GRADIENT_TILES * most));
 }
 
 // x (B, H, W, C), grad_y (B, H, W, O) -> the gradient of the kernel (O, C, 3, 3).
-void conv3x3_weight(const float *x, const float *grad_y, float *grad_weight, float *scratch,
+void conv3x3_weight(const float* x, const float* grad_y, float* grad_weight, float* scratch,
                     int64_t batch, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
                     int64_t threads) {
   const Maps maps(batch, height, width);
   const int64_t all = parts_of(outputs, PANEL), most = panels_at_a_time(inputs, outputs);
   const int64_t of_sums = pair(inputs * most * PANEL), of_seen = pair(GRADIENT_TILES * inputs);
   const int64_t of_grads = pair(GRADIENT_TILES * most * PANEL);
-  float *const sums = scratch;                  // (36, panels, C, PANEL)
-  float *const seen = sums + PAIRS * of_sums;   // (36, tiles, C)
-  float *const grads = seen + PAIRS * of_seen;  // (36, panels, tiles, PANEL)
+  float* const sums = scratch;                  // (36, panels, C, PANEL)
+  float* const seen = sums + PAIRS * of_sums;   // (36, tiles, C)
+  float* const grads = seen + PAIRS * of_seen;  // (36, panels, tiles, PANEL)
   const int64_t blocks = parts_of(maps.tiles(), GRADIENT_TILES);
   for (int64_t start = 0; start < all; start += most) {
     const int64_t panels = std::min(most, all - start), first_output = start * PANEL;
@@ -214,37 +226,31 @@ void conv3x3_weight(const float *x, const float *grad_y, float *grad_weight, flo
       const int64_t first = block * maps.tiles() / blocks;
       const int64_t tiles = (block + 1) * maps.tiles() / blocks - first;
       in_parallel(tiles, threads, [&](int64_t t, int64_t) {
-        Vector v[PAIRS], along[PAIRS];
-        for (int64_t c = 0; c < inputs && (start == 0 || blocks > 1); c += WIDTH) {
-          maps.window(x, inputs, first + t, c, SEEN, 1, v);
-          for (int j = 0; j < SEEN; ++j) map_values(v + j, SEEN, along + j, SEEN);
-          for (int i = 0; i < SEEN; ++i) map_values(along + SEEN * i, 1, v + SEEN * i, 1);
-          for (int p = 0; p < PAIRS; ++p)
-            store(seen + p * of_seen + t * inputs + c, v[p], inputs - c);
-        }
+        if (start == 0 || blocks > 1)
+          transform_map(maps, x, inputs, first + t, seen + t * inputs, of_seen);
         for (int64_t o = 0; o < panels * PANEL; o += WIDTH) {
-          Vector y[TILE * TILE] = {};
+          Vector y[TILE * TILE] = {}, v[PAIRS], along[PAIRS];
           if (first_output + o < outputs)
             maps.window(grad_y, outputs, first + t, first_output + o, TILE, 0, y);
           for (int j = 0; j < TILE; ++j) result_gradient(y + j, TILE, along + j, TILE);
           for (int i = 0; i < SEEN; ++i) result_gradient(along + TILE * i, 1, v + SEEN * i, 1);
           for (int p = 0; p < PAIRS; ++p)
-            store(grads + p * of_grads + (o / PANEL * GRADIENT_TILES + t) * PANEL + o % PANEL,
-                  v[p], WIDTH);
+            store(grads + p * of_grads + (o / PANEL * GRADIENT_TILES + t) * PANEL + o % PANEL, v[p],
+                  WIDTH);
         }
       });
       in_parallel(PAIRS * panels, threads, [&](int64_t part, int64_t) {
         const int64_t p = part / panels, panel = part % panels;
         const Left a{seen + p * of_seen, 1, inputs};
-        const float *const b = grads + p * of_grads + panel * GRADIENT_TILES * PANEL;
-        float *const c = sums + p * of_sums + panel * inputs * PANEL;
+        const float* const b = grads + p * of_grads + panel * GRADIENT_TILES * PANEL;
+        float* const c = sums + p * of_sums + panel * inputs * PANEL;
         block ? product<true>(a, b, PANEL, tiles, c, PANEL, inputs)
               : product<false>(a, b, PANEL, tiles, c, PANEL, inputs);
       });
     }
-    in_parallel(panels * parts_of(inputs, 16), threads, [&](int64_t part, int64_t) {
-      const int64_t panel = part % panels, begin = part / panels * 16;
-      for (int64_t c = begin; c < std::min(begin + 16, inputs); ++c)
+    in_parallel(panels * parts_of(inputs, CHANNELS), threads, [&](int64_t part, int64_t) {
+      const int64_t panel = part % panels, begin = part / panels * CHANNELS;
+      for (int64_t c = begin; c < std::min(begin + CHANNELS, inputs); ++c)
         for (int half = 0; half < PANEL; half += WIDTH) {
           Vector v[PAIRS], along[3 * SEEN], w[TAPS];
           for (int p = 0; p < PAIRS; ++p)
