@@ -108,6 +108,21 @@ def test_difference_is_the_largest_over_everything_inside():
     assert difference(torch.zeros(0), torch.zeros(0)) == 0
 
 
+def test_difference_knows_detections_in_another_order():
+    boxes, scores = (
+        torch.tensor([[0.0, 0, 2, 2], [1, 1, 5, 5], [1, 1, 5, 5]]),
+        torch.full((3,), 0.5),
+    )
+    found = Detections(boxes, scores, torch.tensor([0, 0, 1]), torch.rand(3, 2, 4) > 0.5)
+
+    def ordered(*order: int) -> Detections:
+        parts = (found.boxes, found.scores, found.labels, found.masks)
+        return Detections(*(part[list(order)] for part in parts))
+
+    assert difference([ordered(2, 0, 1)], [found]) == 0
+    assert difference([ordered(2, 0, 0)], [found]) > 0.1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_resident_memory_has_what_pytorch_does_not_count():
     size = 32 << 20

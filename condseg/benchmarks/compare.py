@@ -19,6 +19,7 @@ from condseg.benchmarks.measure import (
     rounds_within,
 )
 from condseg.benchmarks.report import markdown_table
+from condseg.structures import Detections
 
 FAST, REFERENCE = "fast", "reference"
 LEAST_ROUNDS = 5
@@ -134,9 +135,10 @@ def difference(mine: object, base: object) -> float:
     """The largest difference of two results, over the tensors in them.
 
     Of numbers the relative L2 distance, of masks the part of the pixels that differ; infinite
-    where the shapes do, or where a number is not finite.
+    where the shapes do, or where a number is not finite. Detections may have another order:
+    rounding decides it where scores are alike.
     """
-    pairs = list(zip(_tensors(mine), _tensors(base), strict=True))
+    pairs = list(zip(_tensors(_paired(mine, base)), _tensors(base), strict=True))
     worst = 0.0
     for a, b in pairs:
         if a.shape != b.shape:
@@ -151,6 +153,20 @@ def difference(mine: object, base: object) -> float:
             return float("inf")
         worst = max(worst, float(far))
     return worst
+
+
+def _paired(mine: object, base: object) -> object:
+    """Detections in the order of the nearest ones of the same class, if that is one to one."""
+    if isinstance(mine, list) and isinstance(base, list):
+        return [_paired(*pair) for pair in zip(mine, base, strict=True)]
+    if not isinstance(mine, Detections) or not isinstance(base, Detections):
+        return mine
+    far = (base.boxes[:, None] - mine.boxes).abs().sum(2)
+    far[base.labels[:, None] != mine.labels] = float("inf")
+    order = far.argmin(1) if len(mine) else mine.labels
+    if len(mine) != len(base) or len(order.unique()) != len(mine):
+        return mine
+    return Detections(*(getattr(mine, field.name)[order] for field in fields(mine)))
 
 
 def _tensors(result: object) -> Iterator[Tensor]:

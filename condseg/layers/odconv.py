@@ -211,10 +211,11 @@ class ODConv2d(ConvSlot, Annealed):
         if fold:
             by_channel = channel.view(-1, self.groups, 1, self.in_channels // self.groups, 1)
             factor = by_channel if factor is None else by_channel * factor
+        times = torch.mul if experts is None or torch.is_grad_enabled() else Tensor.mul_
         if factor is not None:
-            kernel = kernel * factor
+            kernel = times(kernel, factor)
         if fold and filter_ is not None:
-            kernel = kernel * filter_[:, rows].view(-1, *per_group, 1, 1)
+            kernel = times(kernel, filter_[:, rows].view(-1, *per_group, 1, 1))
         kernels: Tensor = kernel.reshape(-1, weight.shape[1], *self.kernel_shape[1:])
         return kernels
 

@@ -25,7 +25,7 @@ from condseg.layers.implementation import Implementation
 from condseg.layers.winograd import conv3x3
 
 Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # stride, padding, dilation
-BLOCK, LEAST_OUTPUTS = 2**21, 32  # numbers and output channels of the kernels made at a time
+BLOCK, OUTPUTS = 2**21, 32  # numbers of the kernels made at a time; in so many output channels
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -118,7 +118,8 @@ def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[s
         groups: of the convolution; with several, all channels are one block.
     """
     out, *each = kernel_shape
-    step = max(LEAST_OUTPUTS, BLOCK // max(1, len(x) * math.prod(each)))
+    most = BLOCK // max(1, len(x) * math.prod(each))
+    step = OUTPUTS * max(1, most // OUTPUTS)
     whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or groups > 1
     if whole or x.device.type != "cpu" or step >= out:
         return [slice(None)]

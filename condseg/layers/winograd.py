@@ -17,8 +17,9 @@ from condseg import native
 from condseg.layers.implementation import Implementation
 
 TILE, PAIRS = 4, 36
-LEAST_CHANNELS, LEAST_TILES = 32, 24
-"""Below I O / (I + O) channels, or so many tiles of 4x4 pixels, the plain sum is as fast."""
+LEAST_CHANNELS, LEAST_TILES, LEAST_TILES_OTHERWISE = 32, 24, 512
+"""Below I O / (I + O) channels, or so many tiles of 4x4 pixels, the plain sum is as fast; the last
+is for maps that are not in channels_last."""
 
 
 def conv3x3(
@@ -29,11 +30,12 @@ def conv3x3(
     """The convolution with one pixel of zeros around the map, by the way that takes less time.
 
     On the CPU, in float32 and with many channels that is Winograd's, whose rounding is some six
-    times that of the plain sum (1e-6 of the result, relative L2). Forward, maps must be laid out in
-    channels_last, as the result is: otherwise what is won is lost again on the way. Where gradients
-    are wanted, only they are computed so: a forward pass that rounds more puts more units on the
-    other side of a ReLU's kink, and moved the gradients of FCOS's head by 2.6e-3, where the plain
-    sum's rounding moves them by 2.7e-4. GPUs' libraries choose by themselves.
+    times that of the plain sum (1e-6 of the result, relative L2). Forward, the result is laid out
+    in channels_last; unless the map is so, too, it must be a large one, or what is won is lost
+    again on the way. Where gradients are wanted, only they are computed so: a forward pass that
+    rounds more puts more units on the other side of a ReLU's kink, and moved the gradients of
+    FCOS's head by 2.6e-3, where the plain sum's rounding moves them by 2.7e-4. GPUs' libraries
+    choose by themselves.
 
     Args:
         x: the map.
@@ -44,7 +46,8 @@ def conv3x3(
         section 4; here with other points.
     """
     if _pays(x, weight):
-        if not torch.is_grad_enabled() and x.is_contiguous(memory_format=torch.channels_last):
+        pixelwise = x.is_contiguous(memory_format=torch.channels_last)
+        if not torch.is_grad_enabled() and (pixelwise or _tiles(x.shape) >= LEAST_TILES_OTHERWISE):
             y: Tensor = torch.ops.condseg.conv3x3(x, weight, bias, False)
             return y
         if not torch.compiler.is_compiling() and (x.requires_grad or weight.requires_grad):

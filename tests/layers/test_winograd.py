@@ -116,7 +116,13 @@ def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert taken()
     with torch.no_grad():
-        assert torch.equal(conv3x3(x, weight), F.conv2d(x, weight, padding=1))
+        plain = F.conv2d(x, weight, padding=1)
+        assert torch.equal(conv3x3(x, weight), plain)
+        with monkeypatch.context() as patch:
+            patch.setattr(winograd, "LEAST_TILES_OTHERWISE", 16)  # of a map of 16x16
+            y = conv3x3(x, weight)
+    assert not torch.equal(y, plain)
+    assert worst((y,), (plain.double(),)) <= 1e-5
     with torch.autocast("cpu", torch.bfloat16):
         assert not taken()
     assert "Winograd" not in str(conv3x3(x.double(), weight.double()).grad_fn)
