@@ -109,11 +109,9 @@ def test_difference_is_the_largest_over_everything_inside():
 
 
 def test_difference_knows_detections_in_another_order():
-    boxes, scores = (
-        torch.tensor([[0.0, 0, 2, 2], [1, 1, 5, 5], [1, 1, 5, 5]]),
-        torch.full((3,), 0.5),
-    )
-    found = Detections(boxes, scores, torch.tensor([0, 0, 1]), torch.rand(3, 2, 4) > 0.5)
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 5, 5], [1, 1, 5, 5]])
+    masks = torch.arange(24).view(3, 2, 4) % 5 > 2
+    found = Detections(boxes, torch.full((3,), 0.5), torch.tensor([0, 0, 1]), masks)
 
     def ordered(*order: int) -> Detections:
         parts = (found.boxes, found.scores, found.labels, found.masks)

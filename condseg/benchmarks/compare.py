@@ -161,10 +161,12 @@ def _paired(mine: object, base: object) -> object:
         return [_paired(*pair) for pair in zip(mine, base, strict=True)]
     if not isinstance(mine, Detections) or not isinstance(base, Detections):
         return mine
+    if len(mine) != len(base) or not len(mine):
+        return mine
     far = (base.boxes[:, None] - mine.boxes).abs().sum(2)
     far[base.labels[:, None] != mine.labels] = float("inf")
-    order = far.argmin(1) if len(mine) else mine.labels
-    if len(mine) != len(base) or len(order.unique()) != len(mine):
+    order = far.argmin(1)
+    if len(order.unique()) != len(mine):
         return mine
     return Detections(*(getattr(mine, field.name)[order] for field in fields(mine)))
 

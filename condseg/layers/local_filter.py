@@ -78,7 +78,7 @@ class _FilterLocally(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
-        if _in_loops(x):
+        if native.takes(x):
             summed: Tensor = torch.ops.condseg.filter_locally(x, filters, kernel_size, dilation)
             return summed
         y = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
@@ -98,7 +98,7 @@ class _FilterLocally(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, filters = ctx.saved_tensors
-        if _in_loops(x):
+        if native.takes(x):
             where = (ctx.kernel_size, ctx.dilation)
             grads = torch.ops.condseg.filter_locally_gradients(x, filters, grad_y, *where)
             return (*grads, None, None)
@@ -120,10 +120,6 @@ class _FilterLocally(torch.autograd.Function):
             height, width = x.shape[2:]
             grad_x[block] = grad_padded[..., dy : dy + height, dx : dx + width]
         return grad_x, grad_filters, None, None
-
-
-def _in_loops(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and native.available()
 
 
 def _sums(x: Sequence[int], filters: Sequence[int], *_: Any) -> int:

@@ -211,6 +211,7 @@ class ODConv2d(ConvSlot, Annealed):
         if fold:
             by_channel = channel.view(-1, self.groups, 1, self.in_channels // self.groups, 1)
             factor = by_channel if factor is None else by_channel * factor
+        # What was just mixed, and no gradient needs, is changed in place.
         times = torch.mul if experts is None or torch.is_grad_enabled() else Tensor.mul_
         if factor is not None:
             kernel = times(kernel, factor)

@@ -4,8 +4,8 @@ Where they are first wanted, a C++ compiler (``$CXX``, or ``c++``) makes a libra
 beside this file, in a few seconds, and keeps it in ``$XDG_CACHE_HOME/condseg`` (or
 ``~/.cache/condseg``). Each loop is an operator of PyTorch, ``torch.ops.condseg.*``, for contiguous
 float32 on the CPU, without gradients of its own; its FLOPs are known to PyTorch's counter. Whoever
-calls one has the same in plain PyTorch, for gradients, other devices, and machines without a
-compiler: see :func:`available`.
+calls one has the same in plain PyTorch, for gradients, other tensors, and machines without a
+compiler: see :func:`takes`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,19 @@ ARCHITECTURES = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}  # what PyTorch fin
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_operators = torch.library.Library("condseg", "DEF")
+_operators = library.Library("condseg", "DEF")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether the loops run here: on Linux, with AVX2 and with a compiler that knows OpenMP."""
     return _library() is not None
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether the loops run here, and on these tensors: in float32 on the CPU."""
+    alike = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    return alike and available()
 
 
 def operator(
@@ -59,7 +65,7 @@ def operator(
     def register(function: Function) -> Function:
         _operators.define(signature)
         _operators.impl(name, function, "CPU")
-        torch.library.register_fake(f"condseg::{name}", outputs, lib=_operators)
+        library.register_fake(f"condseg::{name}", outputs, lib=_operators)
 
         def flops(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
             return 2 * multiply_adds(*shapes, **options)
@@ -121,8 +127,8 @@ def _built(command: Sequence[str]) -> Path:
     for file in files:
         digest.update(file.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condseg"
-    library = cache / f"{digest.hexdigest()[:16]}.so"
-    if not library.exists():
+    built = cache / f"{digest.hexdigest()[:16]}.so"
+    if not built.exists():
         log.info("compiling the loops in %s", SOURCES)
         cache.mkdir(parents=True, exist_ok=True)
         sources = [str(file) for file in files if file.suffix == ".cpp"]
@@ -133,6 +139,6 @@ def _built(command: Sequence[str]) -> Path:
             # Linked without OpenMP: the one that PyTorch brought is in the process already, and
             # a second one would have threads of its own.
             run([*command, "-fopenmp", "-c", *sources])
-            run([*command, "-shared", *map(str, Path(folder).glob("*.o")), "-o", "library.so"])
-            (Path(folder) / "library.so").replace(library)
-    return library
+            run([*command, "-shared", *map(str, Path(folder).glob("*.o")), "-o", built.name])
+            (Path(folder) / built.name).replace(built)
+    return built
