@@ -5,8 +5,8 @@ What they compute is that of ``nn.Conv2d``; how, is told in ``condseg/native/win
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -27,36 +27,48 @@ def conv3x3(
     weight: Float[Tensor, "o c 3 3"],
     bias: Float[Tensor, " o"] | None = None,
 ) -> Float[Tensor, "b o h w"]:
-    """The convolution with one pixel of zeros around the map, by the way that takes less time.
+    """:func:`conv3x3_maps` of one map."""
+    return conv3x3_maps([x], weight, bias)[0]
+
+
+def conv3x3_maps(
+    maps: Sequence[Float[Tensor, "b c _h _w"]],
+    weight: Float[Tensor, "o c 3 3"],
+    bias: Float[Tensor, " o"] | None = None,
+) -> list[Float[Tensor, "b o _h _w"]]:
+    """Convolution with one pixel of zeros around each map, by the way that takes less time.
 
     On the CPU, in float32 and with many channels that is Winograd's, whose rounding is some six
-    times that of the plain sum (1e-6 of the result, relative L2). Forward, the result is laid out
-    in channels_last; unless the map is so, too, it must be a large one, or what is won is lost
+    times that of the plain sum (1e-6 of the result, relative L2). Forward, the results are laid
+    out in channels_last; unless the maps are so, too, they must be large, or what is won is lost
     again on the way. Where gradients are wanted, only they are computed so, and differ from those
     of the plain sum by 4e-6 in FCOS's head: a forward pass that rounds more puts more units on the
     other side of a ReLU's kink, and moved them by 2.6e-3. GPUs' libraries choose by themselves.
 
     Args:
-        x: the map.
+        maps: one, or several as of a pyramid: what is made of the kernels is made once for all.
         weight, bias: as ``nn.Conv2d`` has them.
 
     Source:
         Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016),
         section 4; here with other points.
     """
-    if _pays(x, weight):
-        pixelwise = x.is_contiguous(memory_format=torch.channels_last)
-        if not torch.is_grad_enabled() and (pixelwise or _tiles(x.shape) >= LEAST_TILES_OTHERWISE):
-            y: Tensor = torch.ops.condseg.conv3x3(x, weight, bias, False)
-            return y
-        if not torch.compiler.is_compiling() and (x.requires_grad or weight.requires_grad):
-            apply: Callable[..., Tensor] = _WinogradBackward.apply
-            return apply(x, weight, bias)
-    return F.conv2d(x, weight, bias, padding=1)
+    if _pays(maps, weight):
+        pixelwise = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+        if not torch.is_grad_enabled() and (pixelwise or _tiles(maps) >= LEAST_TILES_OTHERWISE):
+            made: list[Tensor] = torch.ops.condseg.conv3x3(list(maps), weight, bias, False)
+            return made
+        trained = any(t.requires_grad for t in (weight, *maps))
+        if trained and not torch.compiler.is_compiling():
+            apply: Callable[..., tuple[Tensor, ...]] = _WinogradBackward.apply
+            return list(apply(weight, bias, *maps))
+    return [F.conv2d(x, weight, bias, padding=1) for x in maps]
 
 
 class Conv3x3(nn.Conv2d):
-    """A plain 3x3 convolution that takes the faster way; see :func:`conv3x3`.
+    """A plain 3x3 convolution, of one map or several, that takes the faster way.
+
+    See :func:`conv3x3_maps`.
 
     Attributes:
         implementation: "reference" is the plain sum always.
@@ -64,10 +76,17 @@ class Conv3x3(nn.Conv2d):
 
     implementation: Implementation = "fast"
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]: ...
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        maps = [x] if isinstance(x, Tensor) else x
         if self.implementation == "reference":
-            return super().forward(x)
-        return conv3x3(x, self.weight, self.bias)
+            made = [super(Conv3x3, self).forward(each) for each in maps]
+        else:
+            made = conv3x3_maps(maps, self.weight, self.bias)
+        return made[0] if isinstance(x, Tensor) else made
 
 
 def quicken_(network: nn.Module) -> int:
@@ -87,91 +106,110 @@ def _is_3x3(conv: nn.Conv2d) -> bool:
     return same and shape == ((3, 3), (1, 1), (1, 1), 1)
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    if torch.is_autocast_enabled("cpu") or not native.takes(x, weight):
+def _pays(maps: Sequence[Tensor], weight: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu") or not native.takes(weight, *maps):
         return False
     out_channels, channels = weight.shape[:2]
     # Products over the channels save time, the way to the 36 pairs and back takes some.
     wide = channels * out_channels >= LEAST_CHANNELS * (channels + out_channels)
-    return wide and _tiles(x.shape) >= LEAST_TILES
+    return wide and _tiles(maps) >= LEAST_TILES
 
 
-def _tiles(shape: torch.Size) -> int:
-    return shape[0] * -(-shape[2] // TILE) * -(-shape[3] // TILE)
+def _tiles(maps: Sequence[Tensor | torch.Size]) -> int:
+    shapes = [x.shape if isinstance(x, Tensor) else x for x in maps]
+    return sum(n * -(-h // TILE) * -(-w // TILE) for n, _, h, w in shapes)
 
 
-def _like_result(x: Tensor, weight: Tensor, bias: Tensor | None, adjoint: bool) -> Tensor:
+def _like_results(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, adjoint: bool
+) -> list[Tensor]:
     channels = weight.shape[1] if adjoint else weight.shape[0]
-    return x.new_empty(len(x), *x.shape[2:], channels).permute(0, 3, 1, 2)
+    return [x.new_empty(len(x), *x.shape[2:], channels).permute(0, 3, 1, 2) for x in maps]
 
 
-def _products(x: torch.Size, weight: torch.Size, *_: Any) -> int:
-    return PAIRS * _tiles(x) * weight[0] * weight[1]
+def _products(maps: Sequence[torch.Size], weight: torch.Size, *_: Any) -> int:
+    return PAIRS * _tiles(maps) * weight[0] * weight[1]
 
 
 @native.operator(
-    "conv3x3(Tensor x, Tensor weight, Tensor? bias, bool adjoint) -> Tensor",
-    _like_result,
+    "conv3x3(Tensor[] maps, Tensor weight, Tensor? bias, bool adjoint) -> Tensor[]",
+    _like_results,
     _products,
 )
-def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, adjoint: bool) -> Tensor:
-    """The convolution, or its adjoint, which makes the gradient of x of that of the result."""
-    y = _like_result(x, weight, bias, adjoint)
+def _conv3x3(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, adjoint: bool
+) -> list[Tensor]:
+    """The convolution, or its adjoint, which makes the gradients of maps of those of results."""
+    results = _like_results(maps, weight, bias, adjoint)
     if weight.stride(2) != 3 * weight.stride(3):
         weight = weight.contiguous()
+    out_channels, channels = weight.shape[:2]
     by_out_channel, by_channel, _, by_tap = weight.stride()
     if adjoint:
+        out_channels, channels = channels, out_channels
         by_out_channel, by_channel, by_tap = by_channel, by_out_channel, -by_tap
-    (batch, channels, *size), out_channels = x.shape, y.shape[1]
+    xs = _pixelwise(maps)
     native.call(
         "conv3x3",
-        x.permute(0, 2, 3, 1).contiguous(),
+        _table(xs, _pixelwise(results)),
+        len(xs),
         weight.as_strided((1,), (1,)),  # where it begins
         None if bias is None else bias.contiguous(),
-        y.permute(0, 2, 3, 1),
         native.scratch("conv3x3", channels, out_channels),
-        *(batch, *size, channels, out_channels, by_out_channel, by_channel, by_tap),
+        *(channels, out_channels, by_out_channel, by_channel, by_tap),
     )
-    return y
+    return results
 
 
 @native.operator(
-    "conv3x3_weight(Tensor x, Tensor grad_y) -> Tensor",
-    lambda x, grad_y: x.new_empty(grad_y.shape[1], x.shape[1], 3, 3),
-    lambda x, grad_y: PAIRS * _tiles(x) * x[1] * grad_y[1],
+    "conv3x3_weight(Tensor[] maps, Tensor[] grads) -> Tensor",
+    lambda maps, grads: maps[0].new_empty(grads[0].shape[1], maps[0].shape[1], 3, 3),
+    lambda maps, grads: PAIRS * _tiles(maps) * maps[0][1] * grads[0][1],
 )
-def _conv3x3_weight(x: Tensor, grad_y: Tensor) -> Tensor:
-    (batch, channels, *size), out_channels = x.shape, grad_y.shape[1]
-    grad_weight = x.new_empty(out_channels, channels, 3, 3)
+def _conv3x3_weight(maps: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    channels, out_channels = maps[0].shape[1], grads[0].shape[1]
+    grad_weight = maps[0].new_empty(out_channels, channels, 3, 3)
+    xs, ys = _pixelwise(maps), _pixelwise(grads)
     native.call(
         "conv3x3_weight",
-        x.permute(0, 2, 3, 1).contiguous(),
-        grad_y.permute(0, 2, 3, 1).contiguous(),
+        _table(xs, ys),
+        len(xs),
         grad_weight,
         native.scratch("conv3x3_weight", channels, out_channels),
-        *(batch, *size, channels, out_channels),
+        *(channels, out_channels),
     )
     return grad_weight
 
 
+def _pixelwise(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [x.permute(0, 2, 3, 1).contiguous() for x in maps]
+
+
+def _table(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[int]:
+    """``Maps`` of ``winograd.cpp``: where the tensors (B, H, W, C) lie, which stay the caller's."""
+    rows = [(x.data_ptr(), y.data_ptr(), *x.shape[:3]) for x, y in zip(xs, ys, strict=True)]
+    return [number for row in rows for number in row]
+
+
 class _WinogradBackward(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=1)
+    def forward(weight: Tensor, bias: Tensor | None, *maps: Tensor) -> tuple[Tensor, ...]:
+        return tuple(F.conv2d(x, weight, bias, padding=1) for x in maps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        weight, _, *maps = inputs
+        ctx.save_for_backward(weight, *maps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *maps = ctx.saved_tensors
+        for_weight, for_bias, *for_maps = ctx.needs_input_grad
+        loops, pixelwise = torch.ops.condseg, torch.channels_last
+        given = [grad.contiguous(memory_format=pixelwise) for grad in grads]
         return (
-            torch.ops.condseg.conv3x3(grad_y, weight, None, True) if for_x else None,
-            torch.ops.condseg.conv3x3_weight(x, grad_y) if for_weight else None,
-            grad_y.sum((0, 2, 3)) if for_bias else None,
+            loops.conv3x3_weight(maps, given) if for_weight else None,
+            torch.stack([grad.sum((0, 2, 3)) for grad in given]).sum(0) if for_bias else None,
+            *(loops.conv3x3(given, weight, None, True) if any(for_maps) else [None] * len(maps)),
         )

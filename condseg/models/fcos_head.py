@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from condseg.layers import Implementation
+from condseg.layers.winograd import Conv3x3
 
 
 def _tower(channels: int, num_convs: int) -> nn.Sequential:
@@ -20,6 +21,15 @@ def _tower(channels: int, num_convs: int) -> nn.Sequential:
         conv = nn.Conv2d(channels, channels, 3, padding=1)
         layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+def run_levels(layers: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Layers that the levels share, one after the other; 3x3 convolutions take all at once."""
+    maps = list(maps)
+    for layer in layers:
+        together = isinstance(layer, Conv3x3)
+        maps = layer(maps) if together else [layer(x) for x in maps]
+    return maps
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +98,26 @@ class FCOSHead(nn.Module):
         nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
-        logits, ltrb, centerness, controller_features = [], [], [], []
+        boxes = run_levels(self.box_tower, maps)
+        logits = run_levels((*self.class_tower, self.class_logits), maps)
         pair = (self.box_ltrb, self.centerness)
         weights = torch.cat([conv.weight for conv in pair])
         biases = torch.cat([conv.bias for conv in pair if conv.bias is not None])
-        for level, x in enumerate(maps):
-            boxes = self.box_tower(x)
-            logits.append(self.class_logits(self.class_tower(x)).flatten(2))
-            whole = self.implementation == "reference"
-            controller_features.append(self.controller(boxes) if whole else boxes)
+        ltrb, centerness = [], []
+        whole = self.implementation == "reference"
+        for scale, x in zip(self.scales, boxes, strict=True):
             if whole:
-                sides, center = self.box_ltrb(boxes), self.centerness(boxes)
+                sides, center = self.box_ltrb(x), self.centerness(x)
             else:
                 # Together they cost what one of them does: so few channels are filled up.
-                sides, center = F.conv2d(boxes, weights, biases, padding=1).split((4, 1), dim=1)
-            ltrb.append(F.relu(self.scales[level] * sides).flatten(2))
+                sides, center = F.conv2d(x, weights, biases, padding=1).split((4, 1), dim=1)
+            ltrb.append(F.relu(scale * sides).flatten(2))
             centerness.append(center.flatten(1))
         return HeadOutputs(
-            torch.cat(logits, dim=2).transpose(1, 2),
+            torch.cat([x.flatten(2) for x in logits], dim=2).transpose(1, 2),
             torch.cat(ltrb, dim=2).transpose(1, 2),
             torch.cat(centerness, dim=1),
-            controller_features,
+            [self.controller(x) for x in boxes] if whole else boxes,
         )
 
     def params_at(

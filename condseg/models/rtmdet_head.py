@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from condseg.layers import Implementation
-from condseg.models.fcos_head import HeadOutputs
+from condseg.models.fcos_head import HeadOutputs, run_levels
 
 
 class _Tower(nn.Module):
@@ -30,13 +30,10 @@ class _Tower(nn.Module):
     def forward(
         self, maps: Sequence[Float[Tensor, "b c _h _w"]]
     ) -> list[Float[Tensor, "b c _h _w"]]:
-        outputs = []
-        for x, norms in zip(maps, self.norms, strict=True):
-            assert isinstance(norms, nn.ModuleList)
-            for conv, norm in zip(self.convs, norms, strict=True):
-                x = F.silu(norm(conv(x)))
-            outputs.append(x)
-        return outputs
+        for conv, *norms in zip(self.convs, *self.norms, strict=True):
+            made = run_levels([conv], maps)
+            maps = [F.silu(norm(x)) for norm, x in zip(norms, made, strict=True)]
+        return list(maps)
 
 
 class RTMDetHead(nn.Module):

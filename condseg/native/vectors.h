@@ -59,15 +59,20 @@ struct Left {
   int64_t by_row, by_k;
 };
 
-// c (R, PANEL) = a (R, inner) b (inner, PANEL), or what was in c plus that.
+// c (R, PANEL) = a (R, inner) b (inner, PANEL), or what was in c plus that. If `next` is not null,
+// the matrix there, to be b soon, is fetched into the cache meanwhile.
 template <int R, bool add>
 FORCE_INLINE void product_in_registers(Left a, const float* b, int64_t b_row, int64_t inner,
-                                       float* c, int64_t c_row) {
+                                       float* c, int64_t c_row, const float* next) {
   Vector sum[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < 2; ++n) sum[r][n] = add ? load(c + r * c_row + n * WIDTH, WIDTH) : Vector{};
   for (int64_t k = 0; k < inner; ++k) {
+    if (next) {
+      __builtin_prefetch(next + k * b_row, 0, 2);
+      __builtin_prefetch(next + k * b_row + WIDTH, 0, 2);
+    }
     const Vector left = load(b + k * b_row, WIDTH), right = load(b + k * b_row + WIDTH, WIDTH);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -81,12 +86,17 @@ FORCE_INLINE void product_in_registers(Left a, const float* b, int64_t b_row, in
     for (int n = 0; n < 2; ++n) store(c + r * c_row + n * WIDTH, sum[r][n], WIDTH);
 }
 
-// The same for any number of rows, ROWS at a time, the rest in halves.
+// The same for any number of rows, ROWS at a time, the rest in halves. Meanwhile what is added to
+// next is fetched, too.
 template <bool add, int R = ROWS>
 inline void product(Left a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row,
-                    int64_t rows) {
-  for (; rows >= R; rows -= R, a.at += R * a.by_row, c += R * c_row)
-    product_in_registers<R, add>(a, b, b_row, inner, c, c_row);
+                    int64_t rows, const float* next = nullptr) {
+  for (; rows >= R; rows -= R, a.at += R * a.by_row, c += R * c_row, next = nullptr) {
+    if (add)
+      for (int64_t r = R; r < std::min<int64_t>(2 * R, rows); ++r)
+        for (int n = 0; n < 2; ++n) __builtin_prefetch(c + r * c_row + n * WIDTH, 1, 2);
+    product_in_registers<R, add>(a, b, b_row, inner, c, c_row, next);
+  }
   if constexpr (R > 1)
-    if (rows) product<add, R / 2>(a, b, b_row, inner, c, c_row, rows);
+    if (rows) product<add, R / 2>(a, b, b_row, inner, c, c_row, rows, next);
 }

@@ -11,9 +11,9 @@ namespace {
 
 constexpr int TILE = 4, SEEN = 6, PAIRS = SEEN * SEEN, TAPS = 9;
 constexpr int64_t TILES = 2 * ROWS;   // of a block, or half: what it needs stays in a core's cache
-constexpr int64_t KERNELS = 2 << 20;  // numbers of transformed kernels at a time, at most so many
+constexpr int64_t KERNELS = 3 << 20;  // numbers of transformed kernels at a time, at most so many
 constexpr int64_t CHANNELS = 16;      // of kernels that a thread transforms at a time
-constexpr int64_t GRADIENT_TILES = 192;  // of a block when gradients of kernels are summed
+constexpr int64_t GRADIENT_TILES = 96;  // of a block when gradients of kernels are summed
 
 // Numbers of one pair; 4096 bytes further on would be the same place of the nearest cache, so that
 // the 36 would push each other out.
@@ -71,43 +71,75 @@ FORCE_INLINE void result_gradient(const Vector* y, int in, Vector* v, int out) {
   v[5 * out] = y[3 * in];
 }
 
+// A batch of maps x (B, H, W, C) and what belongs to it, y (B, H, W, O).
 struct Maps {
-  int64_t batch, height, width, down, across;
+  const float* x;
+  float* y;
+  int64_t batch, height, width;
 
-  Maps(int64_t batch, int64_t height, int64_t width)
-      : batch(batch),
-        height(height),
-        width(width),
-        down(parts_of(height, TILE)),
-        across(parts_of(width, TILE)) {}
+  int64_t down() const { return parts_of(height, TILE); }
+  int64_t across() const { return parts_of(width, TILE); }
+  int64_t tiles() const { return batch * down() * across(); }
+};
 
-  int64_t tiles() const { return batch * down * across; }
+struct Tile {
+  const Maps* maps;
+  int64_t picture, top, left;
 
-  // What is seen of one channel vector around a tile: side x side pixels from `border` before it.
-  FORCE_INLINE void window(const float* x, int64_t channels, int64_t tile, int64_t channel,
-                           int side, int border, Vector* seen) const {
-    const int64_t top = tile / across % down * TILE - border, left = tile % across * TILE - border;
-    const float* picture = x + tile / across / down * height * width * channels + channel;
+  const float* pixel(const float* of, int64_t channels, int64_t row, int64_t column) const {
+    return of + ((picture * maps->height + row) * maps->width + column) * channels;
+  }
+
+  // What is seen of one channel vector around the tile: side x side pixels from `border` before.
+  FORCE_INLINE void window(const float* of, int64_t channels, int64_t channel, int side, int border,
+                           Vector* seen) const {
     for (int i = 0; i < side; ++i)
       for (int j = 0; j < side; ++j) {
-        const int64_t row = top + i, column = left + j;
-        const bool inside = row >= 0 && row < height && column >= 0 && column < width;
-        const float* pixel = picture + (row * width + column) * channels;
-        seen[i * side + j] = inside ? load(pixel, channels - channel) : Vector{};
+        const int64_t row = top - border + i, column = left - border + j;
+        const bool inside = row >= 0 && row < maps->height && column >= 0 && column < maps->width;
+        seen[i * side + j] =
+            inside ? load(pixel(of, channels, row, column) + channel, channels - channel)
+                   : Vector{};
       }
   }
 };
 
-// The 36 values of a tile of the map in all channels, `step` from pair to pair.
-FORCE_INLINE void transform_map(const Maps& maps, const float* x, int64_t channels, int64_t tile,
-                                float* values, int64_t step) {
+// All tiles of some maps, those of one after those of the other.
+struct Tiles {
+  const Maps* maps;
+  int64_t number = 0;
+
+  Tiles(const Maps* maps, int64_t count) : maps(maps) {
+    for (int64_t i = 0; i < count; ++i) number += maps[i].tiles();
+  }
+
+  Tile operator[](int64_t tile) const {
+    const Maps* its = maps;
+    for (; tile >= its->tiles(); ++its) tile -= its->tiles();
+    const int64_t row = tile / its->across();
+    return {its, row / its->down(), row % its->down() * TILE, tile % its->across() * TILE};
+  }
+};
+
+// The 36 values of a tile of x in all channels, `step` from pair to pair.
+FORCE_INLINE void transform_map(const Tile& tile, int64_t channels, float* values, int64_t step) {
   for (int64_t c = 0; c < channels; c += WIDTH) {
     Vector v[PAIRS], along[PAIRS];
-    maps.window(x, channels, tile, c, SEEN, 1, v);
+    tile.window(tile.maps->x, channels, c, SEEN, 1, v);
     for (int j = 0; j < SEEN; ++j) map_values(v + j, SEEN, along + j, SEEN);
     for (int i = 0; i < SEEN; ++i) map_values(along + SEEN * i, 1, v + SEEN * i, 1);
     for (int p = 0; p < PAIRS; ++p) store(values + p * step + c, v[p], channels - c);
   }
+}
+
+// The 36 values of a tile of y, of which y is the gradient, in some channels.
+FORCE_INLINE void transform_gradient(const Tile& tile, int64_t channels, int64_t channel,
+                                     float* values, int64_t step) {
+  Vector y[TILE * TILE] = {}, v[PAIRS], along[PAIRS];
+  if (channel < channels) tile.window(tile.maps->y, channels, channel, TILE, 0, y);
+  for (int j = 0; j < TILE; ++j) result_gradient(y + j, TILE, along + j, TILE);
+  for (int i = 0; i < SEEN; ++i) result_gradient(along + TILE * i, 1, v + SEEN * i, 1);
+  for (int p = 0; p < PAIRS; ++p) store(values + p * step, v[p], WIDTH);
 }
 
 // 3x3 kernels anywhere in memory; where by_tap is negative, the last tap is the first.
@@ -156,47 +188,52 @@ int64_t conv3x3_scratch(int64_t inputs, int64_t outputs, int64_t threads) {
   return PAIRS * (kernels + threads * (pair(TILES * inputs) + pair(TILES * PANEL)));
 }
 
-// x (B, H, W, C), bias (O) or null -> y (B, H, W, O).
-void conv3x3(const float* x, const float* weight, const float* bias, float* y, float* scratch,
-             int64_t batch, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
-             int64_t by_output, int64_t by_input, int64_t by_tap, int64_t threads) {
-  const Maps maps(batch, height, width);
+// x (B, H, W, C) of all maps, bias (O) or null -> their y (B, H, W, O).
+void conv3x3(const Maps* maps, int64_t count, const float* weight, const float* bias,
+             float* scratch, int64_t inputs, int64_t outputs, int64_t by_output, int64_t by_input,
+             int64_t by_tap, int64_t threads) {
+  const Tiles tiles(maps, count);
   const Kernels kernels{weight, outputs, inputs, by_output, by_input, by_tap};
   const int64_t all = parts_of(outputs, PANEL), most = panels_at_a_time(inputs, outputs);
   const int64_t of_seen = pair(TILES * inputs), of_products = pair(TILES * PANEL);
   float *const values = scratch, *const own = scratch + PAIRS * pair(most * inputs * PANEL);
-  const int64_t step = maps.tiles() < 4 * TILES * threads ? ROWS : TILES;
+  const int64_t step = tiles.number < 4 * TILES * threads ? ROWS : TILES;
   for (int64_t start = 0; start < all; start += most) {
     const int64_t panels = std::min(most, all - start), of_kernels = pair(panels * inputs * PANEL);
     transform_kernels(kernels, start, panels, values, threads);
-    in_parallel(parts_of(maps.tiles(), step), threads, [&](int64_t block, int64_t thread) {
+    in_parallel(parts_of(tiles.number, step), threads, [&](int64_t block, int64_t thread) {
       float* const seen = own + thread * PAIRS * (of_seen + of_products);
       float* const products = seen + PAIRS * of_seen;
-      const int64_t first = block * step, tiles = std::min(step, maps.tiles() - first);
-      for (int64_t t = 0; t < tiles; ++t)
-        transform_map(maps, x, inputs, first + t, seen + t * inputs, of_seen);
+      const int64_t first = block * step, rows = std::min(step, tiles.number - first);
+      for (int64_t t = 0; t < rows; ++t)
+        transform_map(tiles[first + t], inputs, seen + t * inputs, of_seen);
       for (int64_t panel = 0; panel < panels; ++panel) {
+        const float* const b = values + panel * inputs * PANEL;
         for (int p = 0; p < PAIRS; ++p)
-          product<false>({seen + p * of_seen, inputs, 1},
-                         values + p * of_kernels + panel * inputs * PANEL, PANEL, inputs,
-                         products + p * of_products, PANEL, tiles);
-        for (int64_t t = 0; t < tiles; ++t)
+          product<false>({seen + p * of_seen, inputs, 1}, b + p * of_kernels, PANEL, inputs,
+                         products + p * of_products, PANEL, rows,
+                         p + 1 < PAIRS ? b + (p + 1) * of_kernels : b + inputs * PANEL);
+        for (int64_t t = 0; t < rows; ++t) {
+          const Tile tile = tiles[first + t];
+          const int64_t down = std::min<int64_t>(TILE, tile.maps->height - tile.top);
+          const int64_t across = std::min<int64_t>(TILE, tile.maps->width - tile.left);
           for (int half = 0; half < PANEL; half += WIDTH) {
             const int64_t o = (start + panel) * PANEL + half;
             if (o >= outputs) continue;
-            Vector v[PAIRS], along[TILE * SEEN], tile[TILE * TILE];
+            Vector v[PAIRS], along[TILE * SEEN], sum[TILE * TILE];
             for (int p = 0; p < PAIRS; ++p)
               v[p] = load(products + p * of_products + t * PANEL + half, WIDTH);
             for (int j = 0; j < SEEN; ++j) result(v + j, SEEN, along + j, SEEN);
-            for (int i = 0; i < TILE; ++i) result(along + SEEN * i, 1, tile + TILE * i, 1);
+            for (int i = 0; i < TILE; ++i) result(along + SEEN * i, 1, sum + TILE * i, 1);
             const Vector beside = bias ? load(bias + o, outputs - o) : Vector{};
-            const int64_t at = first + t, top = at / maps.across % maps.down * TILE;
-            const int64_t left = at % maps.across * TILE, picture = at / maps.across / maps.down;
-            for (int i = 0; i < TILE && top + i < height; ++i)
-              for (int j = 0; j < TILE && left + j < width; ++j)
-                store(y + ((picture * height + top + i) * width + left + j) * outputs + o,
-                      tile[TILE * i + j] + beside, outputs - o);
+            for (int i = 0; i < down; ++i)
+              for (int j = 0; j < across; ++j)
+                store(const_cast<float*>(
+                          tile.pixel(tile.maps->y, outputs, tile.top + i, tile.left + j)) +
+                          o,
+                      sum[TILE * i + j] + beside, outputs - o);
           }
+        }
       }
     });
   }
@@ -208,44 +245,37 @@ int64_t conv3x3_weight_scratch(int64_t inputs, int64_t outputs, int64_t) {
          (pair(inputs * most) + pair(GRADIENT_TILES * inputs) + pair(GRADIENT_TILES * most));
 }
 
-// x (B, H, W, C), grad_y (B, H, W, O) -> the gradient of the kernel (O, C, 3, 3).
-void conv3x3_weight(const float* x, const float* grad_y, float* grad_weight, float* scratch,
-                    int64_t batch, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
-                    int64_t threads) {
-  const Maps maps(batch, height, width);
+// x (B, H, W, C) and the gradients y (B, H, W, O) -> the gradient of the kernel (O, C, 3, 3).
+void conv3x3_weight(const Maps* maps, int64_t count, float* grad_weight, float* scratch,
+                    int64_t inputs, int64_t outputs, int64_t threads) {
+  const Tiles tiles(maps, count);
   const int64_t all = parts_of(outputs, PANEL), most = panels_at_a_time(inputs, outputs);
   const int64_t of_sums = pair(inputs * most * PANEL), of_seen = pair(GRADIENT_TILES * inputs);
   const int64_t of_grads = pair(GRADIENT_TILES * most * PANEL);
   float* const sums = scratch;                  // (36, panels, C, PANEL)
   float* const seen = sums + PAIRS * of_sums;   // (36, tiles, C)
   float* const grads = seen + PAIRS * of_seen;  // (36, panels, tiles, PANEL)
-  const int64_t blocks = parts_of(maps.tiles(), GRADIENT_TILES);
+  const int64_t blocks = parts_of(tiles.number, GRADIENT_TILES);
   for (int64_t start = 0; start < all; start += most) {
     const int64_t panels = std::min(most, all - start), first_output = start * PANEL;
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block * maps.tiles() / blocks;
-      const int64_t tiles = (block + 1) * maps.tiles() / blocks - first;
-      in_parallel(tiles, threads, [&](int64_t t, int64_t) {
-        if (start == 0 || blocks > 1)
-          transform_map(maps, x, inputs, first + t, seen + t * inputs, of_seen);
-        for (int64_t o = 0; o < panels * PANEL; o += WIDTH) {
-          Vector y[TILE * TILE] = {}, v[PAIRS], along[PAIRS];
-          if (first_output + o < outputs)
-            maps.window(grad_y, outputs, first + t, first_output + o, TILE, 0, y);
-          for (int j = 0; j < TILE; ++j) result_gradient(y + j, TILE, along + j, TILE);
-          for (int i = 0; i < SEEN; ++i) result_gradient(along + TILE * i, 1, v + SEEN * i, 1);
-          for (int p = 0; p < PAIRS; ++p)
-            store(grads + p * of_grads + (o / PANEL * GRADIENT_TILES + t) * PANEL + o % PANEL, v[p],
-                  WIDTH);
-        }
+      const int64_t first = block * tiles.number / blocks;
+      const int64_t rows = (block + 1) * tiles.number / blocks - first;
+      in_parallel(rows, threads, [&](int64_t t, int64_t) {
+        const Tile tile = tiles[first + t];
+        if (start == 0 || blocks > 1) transform_map(tile, inputs, seen + t * inputs, of_seen);
+        for (int64_t o = 0; o < panels * PANEL; o += WIDTH)
+          transform_gradient(tile, outputs, first_output + o,
+                             grads + (o / PANEL * GRADIENT_TILES + t) * PANEL + o % PANEL,
+                             of_grads);
       });
       in_parallel(PAIRS * panels, threads, [&](int64_t part, int64_t) {
         const int64_t p = part / panels, panel = part % panels;
         const Left a{seen + p * of_seen, 1, inputs};
         const float* const b = grads + p * of_grads + panel * GRADIENT_TILES * PANEL;
         float* const c = sums + p * of_sums + panel * inputs * PANEL;
-        block ? product<true>(a, b, PANEL, tiles, c, PANEL, inputs)
-              : product<false>(a, b, PANEL, tiles, c, PANEL, inputs);
+        block ? product<true>(a, b, PANEL, rows, c, PANEL, inputs)
+              : product<false>(a, b, PANEL, rows, c, PANEL, inputs);
       });
     }
     in_parallel(panels * parts_of(inputs, CHANNELS), threads, [&](int64_t part, int64_t) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from condseg import native
 from condseg.benchmarks.measure import multiply_adds
 from condseg.layers import ODConv2d, set_implementation, to_dynamic, winograd
-from condseg.layers.winograd import Conv3x3, conv3x3, quicken_
+from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, quicken_
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the compiled loops")
 
@@ -30,7 +31,7 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(y, inputs, torch.linspace(-1, 2, y.numel()).view_as(y).to(y))
 
 
-def worst(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> float:
+def worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     """Largest relative L2 distance; what is small is judged as if it were 1."""
     pairs = [(g.detach().double(), w.detach()) for g, w in zip(got, want, strict=True)]
     return max(float((g - w).norm() / w.norm().clamp(min=1)) for g, w in pairs)
@@ -40,37 +41,46 @@ def pixelwise(*shape: int) -> Tensor:
     return torch.randn(*shape).to(memory_format=torch.channels_last)
 
 
-def check(channels: tuple[int, int], size: tuple[int, int], batch: int, bias: bool) -> None:
+Size = tuple[int, int]
+
+
+def check(channels: tuple[int, int], sizes: Sequence[Size], batch: int, bias: bool) -> None:
     torch.manual_seed(0)
-    leaves = [pixelwise(batch, channels[0], *size), torch.randn(channels[1], channels[0], 3, 3)]
-    leaves += [torch.randn(channels[1])] if bias else []
-    exact = [t.double().requires_grad_() for t in leaves]
-    single = [t.requires_grad_() for t in leaves]
-    y = conv3x3(*single)
-    assert "Winograd" in str(y.grad_fn)
-    assert torch.equal(y, F.conv2d(*single, padding=1))  # gradients alone take that way
+    kernels = [torch.randn(channels[1], channels[0], 3, 3)]
+    kernels += [torch.randn(channels[1])] if bias else []
+    maps = [pixelwise(batch, channels[0], *size) for size in sizes]
+    exact = [t.double().requires_grad_() for t in (*kernels, *maps)]
+    single = [t.requires_grad_() for t in (*kernels, *maps)]
+    results = conv3x3_maps(maps, *kernels)
+    for x, y in zip(maps, results, strict=True):
+        assert "Winograd" in str(y.grad_fn)
+        assert torch.equal(y, F.conv2d(x, *kernels, padding=1))  # gradients alone take that way
     with torch.no_grad():
-        alone = conv3x3(*single)
-    expected = F.conv2d(*exact, padding=1)
-    got = (alone, *gradients(y, *single))
-    assert worst(got, (expected, *gradients(expected, *exact))) <= 1e-5
+        alone = conv3x3_maps(maps, *kernels)
+    expected = [F.conv2d(x, *exact[: len(kernels)], padding=1) for x in exact[len(kernels) :]]
+    got = (*alone, *gradients(flat(results), *single))
+    assert worst(got, (*expected, *gradients(flat(expected), *exact))) <= 1e-5
+
+
+def flat(results: Sequence[Tensor]) -> Tensor:
+    return torch.cat([y.flatten() for y in results])
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     channels=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    size=st.tuples(st.integers(1, 21), st.integers(1, 21)),
+    sizes=st.lists(st.tuples(st.integers(1, 21), st.integers(1, 21)), min_size=1, max_size=4),
     batch=st.integers(1, 3),
     bias=st.booleans(),
 )
 def test_output_and_gradients(
-    channels: tuple[int, int], size: tuple[int, int], batch: int, bias: bool
+    channels: tuple[int, int], sizes: list[Size], batch: int, bias: bool
 ) -> None:
-    check(channels, size, batch, bias)
+    check(channels, sizes, batch, bias)
 
 
 def test_more_than_a_block_of_kernels_and_tiles() -> None:
-    check((530, 150), (57, 63), 1, True)
+    check((530, 200), [(57, 63)], 1, True)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -88,6 +98,17 @@ def test_rounding() -> None:
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     with torch.no_grad():
         assert worst((conv3x3(x, weight),), (exact,)) <= 2e-6
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_a_result_that_nobody_uses(wanted: int) -> None:
+    torch.manual_seed(0)
+    maps, weight = [pixelwise(1, 3, 6, 9), pixelwise(1, 3, 4, 4)], torch.randn(4, 3, 3, 3)
+    leaves = [weight.requires_grad_(), *(x.requires_grad_() for x in maps)]
+    got = gradients(conv3x3_maps(maps, weight)[wanted], *leaves)
+    want = gradients(F.conv2d(maps[wanted], weight, padding=1), weight, maps[wanted])
+    assert worst((got[0], got[1 + wanted]), tuple(w.double() for w in want)) <= 1e-5
+    assert not got[2 - wanted].any()
 
 
 @pytest.mark.parametrize("wanted", range(3))
@@ -150,11 +171,14 @@ def test_quickened_network() -> None:
     assert quicken_(network) == 2
     assert [type(m) is Conv3x3 for m in network] == [True, True, *[False] * 6]
     assert network.state_dict().keys() == plain.state_dict().keys()
-    want = plain(x)
+    want, several = plain(x), [x, x[:, :, :5]]
     with torch.no_grad():
         assert worst((network(x),), (want.double(),)) <= 1e-5
+        assert worst(network[0](several), [plain[0](y).double() for y in several]) <= 1e-5
     set_implementation(network, "reference")
     assert torch.equal(network(x), want)
+    got = zip(network[0](several), several, strict=True)
+    assert all(torch.equal(y, plain[0](x)) for y, x in got)
     assert len(to_dynamic(network, ODConv2d, where=lambda name, _: name == "1")) == 1
     assert isinstance(network[1], ODConv2d)
 
