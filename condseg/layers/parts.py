@@ -113,7 +113,7 @@ def map_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which autocast does not touch the attention and the mixing of kernels."""
+    """A context in which autocast rounds nothing to half precision."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 

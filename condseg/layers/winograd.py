@@ -21,6 +21,9 @@ LEAST_CHANNELS, LEAST_TILES, LEAST_TILES_OTHERWISE = 32, 24, 512
 """Below I O / (I + O) channels, or so many tiles of 4x4 pixels, the plain sum is as fast; the last
 is for maps that are not in channels_last."""
 
+MATRIX_UNIT = bool(torch.cpu.get_capabilities().get("amx_tile", False))
+"""Whether the processor multiplies matrices of half precision at many times its usual rate."""
+
 
 def conv3x3(
     x: Float[Tensor, "b c h w"],
@@ -43,7 +46,9 @@ def conv3x3_maps(
     out in channels_last; unless the maps are so, too, they must be large, or what is won is lost
     again on the way. Where gradients are wanted, only they are computed so, and differ from those
     of the plain sum by 4e-6 in FCOS's head: a forward pass that rounds more puts more units on the
-    other side of a ReLU's kink, and moved them by 2.6e-3. GPUs' libraries choose by themselves.
+    other side of a ReLU's kink, and moved them by 2.6e-3. Under autocast, without gradients,
+    Winograd's way in float32 is faster than the plain sum in half precision, unless the processor
+    has a unit for products of matrices. GPUs' libraries choose by themselves.
 
     Args:
         maps: one, or several as of a pyramid: what is made of the kernels is made once for all.
@@ -56,7 +61,8 @@ def conv3x3_maps(
     if _pays(maps, weight):
         pixelwise = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
         if not torch.is_grad_enabled() and (pixelwise or _tiles(maps) >= LEAST_TILES_OTHERWISE):
-            made: list[Tensor] = torch.ops.condseg.conv3x3(list(maps), weight, bias, False)
+            single = [x.float() for x in maps]
+            made: list[Tensor] = torch.ops.condseg.conv3x3(single, weight, bias, False)
             return made
         trained = any(t.requires_grad for t in (weight, *maps))
         if trained and not torch.compiler.is_compiling():
@@ -107,7 +113,13 @@ def _is_3x3(conv: nn.Conv2d) -> bool:
 
 
 def _pays(maps: Sequence[Tensor], weight: Tensor) -> bool:
-    if torch.is_autocast_enabled("cpu") or not native.takes(weight, *maps):
+    dtypes = {torch.float32}
+    if torch.is_autocast_enabled("cpu"):
+        if torch.is_grad_enabled() or MATRIX_UNIT:
+            return False
+        dtypes.add(torch.get_autocast_dtype("cpu"))
+    alike = all(x.device == weight.device and x.dtype in dtypes for x in maps)
+    if not alike or not native.takes(weight):
         return False
     out_channels, channels = weight.shape[:2]
     # Products over the channels save time, the way to the 36 pairs and back takes some.

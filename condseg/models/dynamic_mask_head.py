@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers import Implementation
+from condseg.layers.parts import full_precision
 from condseg.ops.instance_maps import instance_maps
 from condseg.ops.locations import level_locations
 from condseg.ops.masks import aligned_upsample
@@ -122,7 +123,7 @@ class DynamicMaskHead(nn.Module):
 
     def _fast(self, features: Tensor, queries: MaskQueries, factor: int) -> Tensor:
         # Coordinates, and their differences, are too fine for half precision.
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             dtype = torch.promote_types(features.dtype, torch.float32)
             size = (features.shape[-2], features.shape[-1])
             weights, biases = self.parse(queries.params.to(dtype))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from condseg.layers import Implementation
+from condseg.layers.parts import full_precision
 from condseg.layers.winograd import Conv3x3
 
 
@@ -98,27 +99,35 @@ class FCOSHead(nn.Module):
         nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
-        boxes = run_levels(self.box_tower, maps)
-        logits = run_levels((*self.class_tower, self.class_logits), maps)
+        boxes, classes = run_levels(self.box_tower, maps), run_levels(self.class_tower, maps)
+        # What is predicted is not rounded to half precision, nor are the masks' parameters.
+        with full_precision(boxes[0]):
+            boxes = [x.to(self.scales.dtype) for x in boxes]
+            logits = run_levels([self.class_logits], [x.to(self.scales.dtype) for x in classes])
+            ltrb, centerness = self._sides(boxes)
+            whole = self.implementation == "reference"
+            return HeadOutputs(
+                torch.cat([x.flatten(2) for x in logits], dim=2).transpose(1, 2),
+                torch.cat(ltrb, dim=2).transpose(1, 2),
+                torch.cat(centerness, dim=1),
+                [self.controller(x) for x in boxes] if whole else boxes,
+            )
+
+    def _sides(self, boxes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Distances to the sides (B, 4, h w) and centerness (B, h w) of each level."""
         pair = (self.box_ltrb, self.centerness)
         weights = torch.cat([conv.weight for conv in pair])
         biases = torch.cat([conv.bias for conv in pair if conv.bias is not None])
         ltrb, centerness = [], []
-        whole = self.implementation == "reference"
         for scale, x in zip(self.scales, boxes, strict=True):
-            if whole:
+            if self.implementation == "reference":
                 sides, center = self.box_ltrb(x), self.centerness(x)
             else:
                 # Together they cost what one of them does: so few channels are filled up.
                 sides, center = F.conv2d(x, weights, biases, padding=1).split((4, 1), dim=1)
             ltrb.append(F.relu(scale * sides).flatten(2))
             centerness.append(center.flatten(1))
-        return HeadOutputs(
-            torch.cat([x.flatten(2) for x in logits], dim=2).transpose(1, 2),
-            torch.cat(ltrb, dim=2).transpose(1, 2),
-            torch.cat(centerness, dim=1),
-            [self.controller(x) for x in boxes] if whole else boxes,
-        )
+        return ltrb, centerness
 
     def params_at(
         self,
@@ -158,4 +167,5 @@ class FCOSHead(nn.Module):
         places = (corner[:, None, None] + window).flatten()
         patches = torch.cat(rows).index_select(0, places)
         weight = self.controller.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)
+        with full_precision(patches):
+            return F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from condseg.layers.parts import full_precision
 
 
 class FPN(nn.Module):
@@ -59,7 +60,7 @@ class FPN(nn.Module):
         if self.num_levels == 3:
             return maps
         # Full precision: torch 2.11's bfloat16 weight gradient on 1x1 maps is undefined on the CPU.
-        with torch.autocast(maps[-1].device.type, enabled=False):
+        with full_precision(maps[-1]):
             maps.append(self.p6(maps[-1].to(self.p6.weight.dtype)))
             maps.append(self.p7(F.relu(maps[-1])))
         return maps

@@ -9,6 +9,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers.parts import full_precision
 from condseg.ops.masks import aligned_upsample
 
 MaskFilter = Callable[[int, int, int], nn.Module]
@@ -89,7 +90,11 @@ class MaskBranch(nn.Module):
             x = x + aligned_upsample(y, factor)
         if self.filter is not None:
             x = self.filter(x, guide)
-        features: Tensor = self.tower(x)
+        *tower, last = self.tower
+        for layer in tower:
+            x = layer(x)
+        with full_precision(x):  # eight channels decide where a mask ends
+            features: Tensor = last(x.to(last.weight.dtype))
         return features
 
     def semantic(self, p3: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from condseg.layers import Implementation
+from condseg.layers.parts import full_precision
 from condseg.models.condinst import CondInst
 from condseg.ops.boxes import boxes_from_ltrb
 from condseg.ops.locations import location_levels, pyramid_locations
@@ -71,22 +72,24 @@ class PostProcess:
     def __call__(
         self, network: CondInst, dense: DensePredictions, infos: Sequence[ImageInfo]
     ) -> list[Detections]:
-        """Detections of each picture in its original pixels.
+        """Detections of each picture in its original pixels; under autocast in full precision, too.
 
         Args:
             network: made the predictions, and makes the masks.
             dense: its predictions of B pictures.
             infos: of the B pictures.
         """
-        results = []
-        for i, info in enumerate(infos):
-            found = self.fit(self.candidates(dense, i, network.strides), info)
-            image = torch.full_like(found.locations, i)
-            logits = network.mask_logits(dense, network.queries(dense, image, found.locations))
-            stride = network.mask_head.out_stride
-            masks = self.paste(logits, info, stride, network.implementation)
-            results.append(Detections(found.boxes, found.scores, found.labels, masks))
-        return results
+        with full_precision(dense.ltrb):
+            return [self._detect(network, dense, i, info) for i, info in enumerate(infos)]
+
+    def _detect(
+        self, network: CondInst, dense: DensePredictions, image: int, info: ImageInfo
+    ) -> Detections:
+        found = self.fit(self.candidates(dense, image, network.strides), info)
+        images = torch.full_like(found.locations, image)
+        logits = network.mask_logits(dense, network.queries(dense, images, found.locations))
+        masks = self.paste(logits, info, network.mask_head.out_stride, network.implementation)
+        return Detections(found.boxes, found.scores, found.labels, masks)
 
     def candidates(self, dense: DensePredictions, image: int, strides: Sequence[int]) -> Candidates:
         """What is left of one picture after thresholds, top-k and class-wise NMS."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from condseg.layers import Implementation
+from condseg.layers.parts import full_precision
 from condseg.models.fcos_head import HeadOutputs, run_levels
 
 
@@ -85,12 +86,12 @@ class RTMDetHead(nn.Module):
                 nn.init.constant_(conv.bias, bias)
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
-        logits = _apply(self.class_logits, self.class_tower(maps))
-        ltrb = _apply(self.box_ltrb, self.box_tower(maps))
+        logits = _predict(self.class_logits, self.class_tower(maps))
+        ltrb = _predict(self.box_ltrb, self.box_tower(maps))
         kernels = self.kernel_tower(maps)
         if self.implementation == "reference":
-            kernels = [conv(x) for conv, x in zip(self.controller, kernels, strict=True)]
-        return HeadOutputs(logits, F.relu(ltrb), None, kernels)
+            kernels = _predict(self.controller, kernels)
+        return HeadOutputs(_flat(logits), F.relu(_flat(ltrb)), None, kernels)
 
     def params_at(
         self,
@@ -115,13 +116,21 @@ class RTMDetHead(nn.Module):
             here = (location_index >= first) & (location_index < first + count)
             chosen = here.nonzero().squeeze(1)
             cells = x.flatten(2)[image_index[chosen], :, location_index[chosen] - first]
-            params.append(F.linear(cells, conv.weight.flatten(1), conv.bias))
+            with full_precision(cells):
+                cells = cells.to(conv.weight.dtype)
+                params.append(F.linear(cells, conv.weight.flatten(1), conv.bias))
             order.append(chosen)
             first += count
         return torch.cat(params)[torch.cat(order).argsort()]
 
 
-def _apply(convs: nn.ModuleList, maps: Sequence[Tensor]) -> Float[Tensor, "b l k"]:
-    """One convolution a level; its outputs one after the other, locations before channels."""
-    flat = [conv(x).flatten(2) for conv, x in zip(convs, maps, strict=True)]
-    return torch.cat(flat, dim=2).transpose(1, 2)
+def _predict(convs: nn.ModuleList, maps: Sequence[Tensor]) -> list[Float[Tensor, "b k _h _w"]]:
+    """One convolution a level, not rounded to half precision."""
+    with full_precision(maps[0]):
+        dtype = next(convs.parameters()).dtype
+        return [conv(x.to(dtype)) for conv, x in zip(convs, maps, strict=True)]
+
+
+def _flat(maps: Sequence[Tensor]) -> Float[Tensor, "b l k"]:
+    """The levels one after the other, locations before channels."""
+    return torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)

@@ -155,6 +155,18 @@ def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not taken()
 
 
+@pytest.mark.parametrize("matrix_unit", [False, True])
+def test_autocast_without_gradients(matrix_unit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "MATRIX_UNIT", matrix_unit)
+    torch.manual_seed(0)
+    x, weight, bias = pixelwise(2, 8, 12, 16).bfloat16(), torch.randn(8, 8, 3, 3), torch.randn(8)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        y = conv3x3(x, weight, bias)
+    assert y.dtype == (torch.bfloat16 if matrix_unit else torch.float32)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    assert worst((y,), (exact,)) <= (1e-2 if matrix_unit else 1e-5)
+
+
 def test_quickened_network() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(

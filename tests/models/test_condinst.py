@@ -225,6 +225,29 @@ def test_one_picture_alone_is_the_same_in_a_batch(filtered: bool) -> None:
             assert (single.masks != together[i].masks).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("head", ["fcos", "rtmdet"])
+def test_what_is_predicted_is_not_rounded_by_autocast(head: str) -> None:
+    torch.manual_seed(0)
+    network = CondInst(
+        Backbone("resnet18", weights=None, width=8, stem_width=8), 3, channels=64, tower_convs=1,
+        mask_branch_channels=8, mask_branch_convs=1, head=head,
+    ).eval()  # fmt: skip
+    nn.init.normal_(network.mask_branch.tower[-1].weight)
+    info = ImageInfo(0, "", (100, 150), (64, 96))
+    postprocess = PostProcess(score_threshold=0.0, max_detections=20)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            dense = network(pictures(1), [info.size])
+            [inside] = postprocess(network, dense, [info])
+        [outside] = postprocess(network, dense, [info])
+    for made in (dense.class_logits, dense.ltrb, dense.mask_features):
+        assert made.dtype == torch.float32
+        assert not torch.equal(made, made.bfloat16().float())
+    assert inside.masks.any()
+    for name in ("boxes", "scores", "labels", "masks"):
+        assert torch.equal(getattr(inside, name), getattr(outside, name))
+
+
 def test_nothing_found() -> None:
     network = tiny().eval()
     info = ImageInfo(0, "", (50, 70), (64, 90))
