@@ -110,11 +110,12 @@ def peak_memory(run: Run, device: torch.device) -> dict[str, int]:
     return {**found, "peak": max(found.values())}
 
 
-def peak_resident(run: Run) -> int | None:
+def peak_resident(run: Run, rounds: int = 3) -> int | None:
     """By how much the process's memory grew in the run, as Linux counts it; None elsewhere.
 
     It has what libraries take from the system by themselves, and what is taken but never touched
-    is not in it. Memory that was free and not yet given back is given back before.
+    is not in it. Memory that was free and not yet given back is given back before. How much is
+    free between pieces that are held differs from run to run, so the median of some is taken.
     """
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not os.access(reset, os.W_OK):
@@ -124,14 +125,17 @@ def peak_resident(run: Run) -> int | None:
         lines = dict(line.split(":", 1) for line in status.read_text("ascii").splitlines())
         return int(lines[name].split()[0])
 
-    gc.collect()
     library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-    reset.write_text("5", "ascii")  # the high-water mark falls to what is held now
-    before = kibibytes("VmRSS")
-    run()
-    return 1024 * max(0, kibibytes("VmHWM") - before)
+    grown = []
+    for _ in range(rounds):
+        gc.collect()
+        if hasattr(library, "malloc_trim"):
+            library.malloc_trim(0)
+        reset.write_text("5", "ascii")  # the high-water mark falls to what is held now
+        before = kibibytes("VmRSS")
+        run()
+        grown.append(max(0, kibibytes("VmHWM") - before))
+    return 1024 * int(statistics.median(grown))
 
 
 def peak_bytes(run: Run, device: torch.device, warm: bool = False) -> int:

@@ -86,8 +86,9 @@ struct Tile {
   const Maps* maps;
   int64_t picture, top, left;
 
-  const float* pixel(const float* of, int64_t channels, int64_t row, int64_t column) const {
-    return of + ((picture * maps->height + row) * maps->width + column) * channels;
+  // Where a pixel of maps of so many channels begins.
+  int64_t pixel(int64_t row, int64_t column, int64_t channels) const {
+    return ((picture * maps->height + row) * maps->width + column) * channels;
   }
 
   // What is seen of one channel vector around the tile: side x side pixels from `border` before.
@@ -97,9 +98,8 @@ struct Tile {
       for (int j = 0; j < side; ++j) {
         const int64_t row = top - border + i, column = left - border + j;
         const bool inside = row >= 0 && row < maps->height && column >= 0 && column < maps->width;
-        seen[i * side + j] =
-            inside ? load(pixel(of, channels, row, column) + channel, channels - channel)
-                   : Vector{};
+        const float* from = of + pixel(row, column, channels) + channel;
+        seen[i * side + j] = inside ? load(from, channels - channel) : Vector{};
       }
   }
 };
@@ -228,9 +228,7 @@ void conv3x3(const Maps* maps, int64_t count, const float* weight, const float* 
             const Vector beside = bias ? load(bias + o, outputs - o) : Vector{};
             for (int i = 0; i < down; ++i)
               for (int j = 0; j < across; ++j)
-                store(const_cast<float*>(
-                          tile.pixel(tile.maps->y, outputs, tile.top + i, tile.left + j)) +
-                          o,
+                store(tile.maps->y + tile.pixel(tile.top + i, tile.left + j, outputs) + o,
                       sum[TILE * i + j] + beside, outputs - o);
           }
         }
