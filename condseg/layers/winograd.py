@@ -68,7 +68,7 @@ def conv3x3_maps(
         if trained and not torch.compiler.is_compiling():
             apply: Callable[..., tuple[Tensor, ...]] = _WinogradBackward.apply
             return list(apply(weight, bias, *maps))
-    return [F.conv2d(x, weight, bias, padding=1) for x in maps]
+    return _plain(maps, weight, bias)
 
 
 class Conv3x3(nn.Conv2d):
@@ -125,6 +125,12 @@ def _pays(maps: Sequence[Tensor], weight: Tensor) -> bool:
     # Products over the channels save time, the way to the 36 pairs and back takes some.
     wide = channels * out_channels >= LEAST_CHANNELS * (channels + out_channels)
     return wide and _tiles(maps) >= LEAST_TILES
+
+
+def _plain(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    if len(maps) > 1 and maps[0].is_contiguous(memory_format=torch.channels_last):
+        weight = weight.contiguous(memory_format=torch.channels_last)  # or each would do so
+    return [F.conv2d(x, weight, bias, padding=1) for x in maps]
 
 
 def _tiles(maps: Sequence[Tensor | torch.Size]) -> int:
@@ -206,7 +212,7 @@ def _table(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[int]:
 class _WinogradBackward(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, bias: Tensor | None, *maps: Tensor) -> tuple[Tensor, ...]:
-        return tuple(F.conv2d(x, weight, bias, padding=1) for x in maps)
+        return tuple(_plain(maps, weight, bias))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
