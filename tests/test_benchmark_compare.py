@@ -141,7 +141,7 @@ def test_tables_and_plots_of_curves_and_stages():
         {"size": n, "sides": {"fast": side(n, 1), "reference": side(10 * n, n)}}
         for n in (1, 10, 2000)
     ]
-    assert "| 2000 | 2,000.00 | 20,000.00 | 1.0 | 2,000.0 |" in curve_table("instances", points)
+    assert "| 2,000 | 2,000.00 | 20,000.00 | 1.0 | 2,000.0 |" in curve_table("instances", points)
     plot = curve_plot("instances", points)
     assert (plot == (0, 114, 178)).all(-1).sum() > 100
     assert (plot == (213, 94, 0)).all(-1).sum() > 100

@@ -106,8 +106,12 @@ def curve_table(unit: str, points: Sequence[Mapping[str, Any]]) -> str:
         sides = point["sides"].values()
         times = [f"{1e3 * side['seconds']['median']:,.2f}" for side in sides]
         peaks = [f"{side['memory']['peak'] / 2**20:,.1f}" for side in sides]
-        rows.append([f"{point['size']:g}", *times, *peaks])
+        rows.append([_size(point["size"]), *times, *peaks])
     return markdown_table(head, rows)
+
+
+def _size(size: float | int) -> str:
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
 
 
 def table_of(title: str, table: Mapping[str, Mapping[str, str]]) -> str:
@@ -183,7 +187,7 @@ def _log_log(
     for size in sizes:
         x = at(size, 1.0)[0]
         canvas[:side, x] = np.minimum(canvas[:side, x], 235)
-        text = caption(f"{size:.3g}", 11)
+        text = caption(_size(size), 11)
         part = canvas[side : side + text.shape[0], x : x + text.shape[1]]
         part[:] = np.minimum(part, text[: part.shape[0], : part.shape[1]])
     for colour, line in zip((BLUE, ORANGE), lines.values(), strict=False):
