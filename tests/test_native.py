@@ -15,7 +15,9 @@ from condseg.benchmarks import subjects
 from condseg.layers.local_filter import filter_locally
 from condseg.models.dynamic_mask_head import DynamicMaskHead
 
-needs_loops = pytest.mark.skipif(not native.available(), reason="needs the compiled loops")
+needs_loops = pytest.mark.skipif(
+    not native.available(), reason="needs Linux, AVX2 and a C++ compiler"
+)
 WITH_AND_WITHOUT = [
     pytest.param(True, marks=needs_loops, id="loops"),
     pytest.param(False, id="torch"),

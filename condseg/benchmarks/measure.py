@@ -110,12 +110,12 @@ def peak_memory(run: Run, device: torch.device) -> dict[str, int]:
     return {**found, "peak": max(found.values())}
 
 
-def peak_resident(run: Run, rounds: int = 3) -> int | None:
+def peak_resident(run: Run) -> int | None:
     """By how much the process's memory grew in the run, as Linux counts it; None elsewhere.
 
     It has what libraries take from the system by themselves, and what is taken but never touched
     is not in it. Memory that was free and not yet given back is given back before. How much is
-    free between pieces that are held differs from run to run, so the median of some is taken.
+    free between pieces that are held differs from run to run, so the median of three runs is taken.
     """
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not os.access(reset, os.W_OK):
@@ -127,7 +127,7 @@ def peak_resident(run: Run, rounds: int = 3) -> int | None:
 
     library = ctypes.CDLL(None)
     grown = []
-    for _ in range(rounds):
+    for _ in range(3):
         gc.collect()
         if hasattr(library, "malloc_trim"):
             library.malloc_trim(0)

@@ -101,9 +101,10 @@ class FCOSHead(nn.Module):
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
         boxes, classes = run_levels(self.box_tower, maps), run_levels(self.class_tower, maps)
         # What is predicted is not rounded to half precision, nor are the masks' parameters.
+        dtype = self.scales.dtype
         with full_precision(boxes[0]):
-            boxes = [x.to(self.scales.dtype) for x in boxes]
-            logits = run_levels([self.class_logits], [x.to(self.scales.dtype) for x in classes])
+            boxes, classes = [x.to(dtype) for x in boxes], [x.to(dtype) for x in classes]
+            logits = run_levels([self.class_logits], classes)
             ltrb, centerness = self._sides(boxes)
             whole = self.implementation == "reference"
             return HeadOutputs(

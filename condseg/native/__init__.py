@@ -44,10 +44,9 @@ def available() -> bool:
     return _library() is not None
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether the loops run here, and on these tensors: in float32 on the CPU."""
-    alike = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return alike and available()
+def takes(tensor: Tensor) -> bool:
+    """Whether the loops run here, and on such a tensor: in float32 on the CPU."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and available()
 
 
 def operator(

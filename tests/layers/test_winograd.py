@@ -16,8 +16,11 @@ from condseg import native
 from condseg.benchmarks.measure import multiply_adds
 from condseg.layers import ODConv2d, set_implementation, to_dynamic, winograd
 from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, quicken_
+from condseg.structures import Size
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="needs the compiled loops")
+pytestmark = pytest.mark.skipif(
+    not native.available(), reason="needs Linux, AVX2 and a C++ compiler"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +42,6 @@ def worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
 
 def pixelwise(*shape: int) -> Tensor:
     return torch.randn(*shape).to(memory_format=torch.channels_last)
-
-
-Size = tuple[int, int]
 
 
 def check(channels: tuple[int, int], sizes: Sequence[Size], batch: int, bias: bool) -> None:
