@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from studies.benchmarks import subjects
+from studies.benchmarks.measure import multiply_adds, peak_bytes
 from torch import Tensor
 from torch.autograd import grad
 
-from condseg.benchmarks import subjects
-from condseg.benchmarks.measure import multiply_adds, peak_bytes
 from condseg.layers import Implementation
 from condseg.layers.local_filter import filter_locally
-from condseg.models.dynamic_mask_head import DynamicMaskHead
+from condseg.models.mask.head import DynamicMaskHead
 from condseg.ops.losses import dice_loss
 from condseg.ops.paste import paste, paste_plainly
 from condseg.structures import MaskQueries

@@ -10,7 +10,8 @@ import os
 # The profiler, which counts memory, otherwise reports each GPU that is not there as an error.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from condseg.benchmarks import layers, loader, mask_head, model, targets, train
+from studies.benchmarks import layers, loader, mask_head, model, targets, train
+
 from condseg.errors import user_errors
 
 COMMANDS = {

@@ -16,9 +16,10 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # The profiler, which counts memory, otherwise reports each GPU that is not there as an error.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from condseg.comparison.compare import compare
-from condseg.comparison.trials import Budget
-from condseg.comparison.variants import VARIANTS
+from studies.comparison.compare import compare
+from studies.comparison.trials import Budget
+from studies.comparison.variants import VARIANTS
+
 from condseg.errors import user_errors
 
 TOOLS = Path(__file__).resolve().parent

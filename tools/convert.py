@@ -26,8 +26,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with user_errors():
-        from condseg.checkpoint import AtomicCheckpointIO
-        from condseg.pretrained import convert
+        from condseg.zoo.checkpoint import AtomicCheckpointIO
+        from condseg.zoo.pretrained import convert
 
         if Path(args.output).exists() and Path(args.output).samefile(args.input):
             raise ValueError(f"{args.output} is the input; name another file")

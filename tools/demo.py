@@ -27,9 +27,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="write detections.json there, too")
     args = parser.parse_args()
     with user_errors("smaller pictures, --device cpu"):
-        from condseg.annotate import annotate
-        from condseg.predict import Predictor
-        from condseg.pretrained import open_model
+        from condseg.inference.annotate import annotate
+        from condseg.inference.predictor import Predictor
+        from condseg.zoo.pretrained import open_model
 
         restored = open_model(args.checkpoint, args.model, offline=args.offline)
         predictor = Predictor(restored, args.device, precision=args.precision)

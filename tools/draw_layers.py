@@ -11,16 +11,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from condseg import layers
-from condseg.data.coco import CocoDataset
-from condseg.data.datamodule import TABLETOP
-from condseg.data.images import read_image
-from condseg.data.transforms import resize_transform
-from condseg.layers.dfn import dynamic_local_filter
-from condseg.models.dynamic_mask_head import DynamicMaskHead
-from condseg.panels import (
+from studies.panels import (
     ORANGE,
     Image,
     bars,
@@ -34,6 +25,15 @@ from condseg.panels import (
     save,
     sequential,
 )
+from torch import Tensor, nn
+
+from condseg import layers
+from condseg.data.coco import CocoDataset
+from condseg.data.datamodule import TABLETOP
+from condseg.data.images import read_image
+from condseg.data.transforms import resize_transform
+from condseg.layers.dfn import dynamic_local_filter
+from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import MaskQueries
 
 PICTURES = [TABLETOP / "val" / name for name in ("000000.jpg", "000005.jpg")]

@@ -42,9 +42,9 @@ def main() -> None:
     source = [args.pop(k) for k in ("checkpoint", "model")]
     offline = args.pop("offline")
     with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):
-        from condseg.predict import Predictor, evaluate, is_main_process
-        from condseg.pretrained import open_model
-        from condseg.stages import Stages
+        from condseg.inference.predictor import Predictor, evaluate, is_main_process
+        from condseg.inference.stages import Stages
+        from condseg.zoo.pretrained import open_model
 
         predictor = Predictor(open_model(*source, offline=offline), *settings)
         stages = Stages(predictor.device)

@@ -33,10 +33,11 @@ def main() -> int:
     )
     args = parser.parse_args()
     with user_errors("smaller pictures, --device cpu"):
-        from condseg.checkpoint import newest_best
-        from condseg.inspection import inspect
-        from condseg.inspection_figures import write_figures
-        from condseg.predict import Predictor
+        from studies.inspection.figures import write_figures
+        from studies.inspection.inspection import inspect
+
+        from condseg.inference.predictor import Predictor
+        from condseg.zoo.checkpoint import newest_best
 
         checkpoint = args.checkpoint or newest_best()
         predictor = Predictor.from_checkpoint(checkpoint, args.device)

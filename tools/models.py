@@ -1,6 +1,6 @@
 """Lists the published models: ``python tools/models.py``; docs/models.md shows the same."""
 
-from condseg.weights.published import tables
+from condseg.zoo.published import tables
 
 if __name__ == "__main__":
     print(tables(), end="")

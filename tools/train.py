@@ -13,7 +13,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # sizes has more than the 1024 it keeps by itself, and compiling them again took a fifth of a step.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
-from condseg.cli import main
+from condseg.cli.train import main
 
 if __name__ == "__main__":
     cli = main(Path(__file__).resolve().parents[1] / "configs")

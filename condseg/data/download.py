@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from condseg.transfer import DownloadError, fetch, progress_bar
+from condseg.data.transfer import DownloadError, fetch, progress_bar
 
 BASE_URL = "http://images.cocodataset.org"
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from condseg.layers import Implementation, set_implementation
 from condseg.layers.winograd import quicken_
-from condseg.models.backbone import Backbone
-from condseg.models.bifpn import BiFPN
-from condseg.models.depth import DepthEncoder
-from condseg.models.dynamic_mask_head import DynamicMaskHead
-from condseg.models.fcos_head import FCOSHead
-from condseg.models.fpn import FPN
-from condseg.models.mask_branch import MaskBranch, MaskFilter
-from condseg.models.rtmdet_head import RTMDetHead
+from condseg.models.backbones.backbone import Backbone
+from condseg.models.heads.fcos import FCOSHead
+from condseg.models.heads.rtmdet import RTMDetHead
+from condseg.models.mask.branch import MaskBranch, MaskFilter
+from condseg.models.mask.depth import DepthEncoder
+from condseg.models.mask.head import DynamicMaskHead
+from condseg.models.pyramids.bifpn import BiFPN
+from condseg.models.pyramids.fpn import FPN
 from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.structures import DensePredictions, MaskQueries, Size
 

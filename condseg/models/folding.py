@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from condseg.layers.odconv import ODConv2d
 from condseg.layers.slot import ConvSlot, is_static
-from condseg.models.frozen_norm import FrozenBatchNorm2d
+from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
 
 log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)

@@ -9,11 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.loopback import serving
 
 from condseg.data import download as module
 from condseg.data.download import COCO_2017, Archive, download
-from condseg.transfer import DownloadError
-from tests.loopback import serving
+from condseg.data.transfer import DownloadError
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,21 +14,21 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 from vectors import Case, handles
 
-from condseg.checkpoint import RECIPE, restore_content
 from condseg.models import CondInst
-from condseg.models.assigner import Assigner
-from condseg.models.criterion import Criterion, semantic_loss
-from condseg.models.dynamic_mask_head import DynamicMaskHead
-from condseg.models.mask_branch import MaskBranch
+from condseg.models.losses.assigner import Assigner
+from condseg.models.losses.criterion import Criterion, semantic_loss
+from condseg.models.mask.branch import MaskBranch
+from condseg.models.mask.head import DynamicMaskHead
 from condseg.models.postprocess import PostProcess
 from condseg.ops import boxinst
 from condseg.ops.boxes import centerness
 from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.ops.losses import dice_loss
 from condseg.ops.masks import aligned_upsample, sample_at_stride
-from condseg.pretrained import convert
 from condseg.structures import Assignment, Batch, DensePredictions, ImageInfo, MaskQueries, Targets
-from condseg.weights.adelaidet import convert_adelaidet
+from condseg.zoo.adelaidet import convert_adelaidet
+from condseg.zoo.checkpoint import RECIPE, restore_content
+from condseg.zoo.pretrained import convert
 
 BOTH = {True, False}
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.benchmarks.measure import multiply_adds
 from torch import Tensor, nn
 
 from condseg import native
-from condseg.benchmarks.measure import multiply_adds
 from condseg.layers import ODConv2d, set_implementation, to_dynamic, winograd
 from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, quicken_
 from condseg.structures import Size

@@ -13,9 +13,9 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from condseg.layers import ConvFactory, ConvSlot, DyConv2d, ODConv2d, set_implementation
-from condseg.models.backbone import Backbone
-from condseg.models.frozen_norm import FrozenBatchNorm2d
-from condseg.models.resnet import BLOCKS, ResNet
+from condseg.models.backbones.backbone import Backbone
+from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
+from condseg.models.backbones.resnet import BLOCKS, ResNet
 
 
 def small(name: str = "resnet18", **options: object) -> Backbone:

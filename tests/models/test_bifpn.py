@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condseg.models import Backbone, CondInst
-from condseg.models.bifpn import BiFPN
+from condseg.models.pyramids.bifpn import BiFPN
 
 # Node -> level it lies on, nodes it reads; 0..4 are the inputs at levels 3..7.
 GRAPH = {

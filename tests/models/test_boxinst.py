@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from condseg.models import CondInst, Criterion
-from condseg.models.assigner import Assigner
-from condseg.models.boxinst import BoxInstLoss
-from condseg.models.criterion import semantic_loss
+from condseg.models.losses.assigner import Assigner
+from condseg.models.losses.boxinst import BoxInstLoss
+from condseg.models.losses.criterion import semantic_loss
 from condseg.ops import boxinst
 from condseg.structures import Batch, ImageInfo, Supervision, Targets
 from tests.models.test_condinst import rectangles, tiny

@@ -8,10 +8,10 @@ from torch import nn
 
 from condseg.layers import DynamicDilatedPyramid2d
 from condseg.models import Backbone, CondInst, Criterion, PostProcess
-from condseg.models.assigner import Assigner
-from condseg.models.dynamic_mask_head import DynamicMaskHead
-from condseg.models.fcos_head import FCOSHead
-from condseg.models.mask_branch import MaskBranch
+from condseg.models.heads.fcos import FCOSHead
+from condseg.models.losses.assigner import Assigner
+from condseg.models.mask.branch import MaskBranch
+from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import Batch, DensePredictions, ImageInfo, MaskQueries, Targets
 
 

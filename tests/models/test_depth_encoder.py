@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from condseg.layers import DynamicDilatedPyramid2d
 from condseg.models import Backbone, CondInst
-from condseg.models.depth import DepthEncoder, normalised_depth
+from condseg.models.mask.depth import DepthEncoder, normalised_depth
 
 SIZES = [(64, 96), (64, 96)]
 

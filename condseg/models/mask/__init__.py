@@ -1,0 +1,1 @@
+"""The mask branch and the dynamic mask head."""

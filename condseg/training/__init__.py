@@ -1,0 +1,1 @@
+"""Training: the LightningModule, schedules, callbacks, run folders."""

@@ -1,0 +1,183 @@
+"""The LightningModule: it calls, it does not calculate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from condseg.evaluation import CocoEvaluator
+from condseg.models.condinst import CondInst
+from condseg.models.losses.criterion import Criterion
+from condseg.models.postprocess import PostProcess
+from condseg.structures import Batch, Detections
+from condseg.training.schedules import OptimizerFactory, ScheduleFactory
+from condseg.zoo.checkpoint import RECIPE
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class CondInstModule(LightningModule):
+    """Trains a network by a criterion and evaluates it through a post-process.
+
+    Args:
+        network: what is trained.
+        criterion: its losses.
+        postprocess: dense predictions -> detections.
+        optimizer: makes the optimizer of the parameter groups.
+        schedule: makes its learning-rate schedule, stepped once per optimizer step.
+        backbone_lr: multiplies the learning rate of the backbone.
+        attention_lr: multiplies the learning rate of the layers' attentions, on top.
+
+    Attributes:
+        recipe: plain data from which a checkpoint rebuilds its model; the command line fills in
+            ``model`` (arguments of the parts) and ``data``.
+    """
+
+    def __init__(
+        self,
+        network: CondInst,
+        criterion: Criterion,
+        postprocess: PostProcess,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        backbone_lr: float = 1.0,
+        attention_lr: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.criterion = criterion
+        self.postprocess = postprocess
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.backbone_lr = backbone_lr
+        self.attention_lr = attention_lr
+        self.recipe: dict[str, Any] | None = None
+        self._evaluator: CocoEvaluator | None = None
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by name; what is minimised is their sum."""
+        dense = self.network(batch.images, batch.sizes, batch.depth)
+        losses: dict[str, Tensor] = self.criterion(self.network, dense, batch)
+        return losses
+
+    def predict(self, batch: Batch) -> list[Detections]:
+        """The detections in each picture, in its original pixels."""
+        dense = self.network(batch.images, batch.sizes, batch.depth)
+        return self.postprocess(self.network, dense, batch.infos)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.loss(batch)
+        total = torch.stack(list(losses.values())).sum()
+        shown = torch.stack([total, *losses.values()]).detach()
+        # Each rank has its share of the global batch's loss; what is logged is the whole.
+        shown = self.trainer.strategy.reduce(shown, reduce_op="mean")
+        names = ["loss", *losses]
+        self._check_finite(dict(zip(names, shown, strict=True)))
+        for name, value in zip(names, shown, strict=True):
+            self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch))
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("train/lr", rate, batch_size=len(batch))
+        return total
+
+    def _check_finite(self, losses: dict[str, Tensor]) -> None:
+        """Ends a run that learns nothing any more; looked at only when a step is logged."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.global_step % max(every, 1) == 0:
+            wrong = [name for name, value in losses.items() if not bool(value.isfinite())]
+            if wrong:
+                raise ValueError(
+                    f"{', '.join(wrong)} at step {self.global_step} is not a finite number; "
+                    "a lower --model.optimizer.init_args.lr, a longer warm-up or "
+                    "--trainer.precision 32-true helps"
+                )
+
+    def on_validation_epoch_start(self) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self._evaluator is None:
+            self._evaluator = CocoEvaluator(
+                data.val_annotation_file, data.categories, self.postprocess.max_detections
+            )
+        self._evaluator.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        assert self._evaluator is not None
+        detections = self.predict(batch)
+        self._evaluator.update(batch.infos, detections)
+        return {"detections": detections}
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        assert self._evaluator is not None
+        report = self._evaluator.compute()  # brings the ranks together: the same on each
+        for name, value in report.metrics.items():
+            self.log(f"val/{name.replace('/', '_')}", value, rank_zero_only=False)
+        rank_zero_info(f"\nvalidation after {self.global_step} steps\n{report.table()}\n")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(parameter_groups(self.network))
+        for group in optimizer.param_groups:
+            group["lr"] *= self._lr_factor(group["name"])
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("trainer.max_steps and trainer.max_epochs are both -1; give one")
+        schedule = self.schedule(optimizer, int(steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and for fused optimizers under bfloat16 as well.
+
+        Lightning refuses to clip for fused optimizers under autocast, for they undo the scaling of
+        float16's gradients by themselves, later; gradients under bfloat16 are not scaled.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if optimizer.defaults.get("fused") and by_norm and not scaled:
+            if gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _lr_factor(self, group: str) -> float:
+        backbone = self.backbone_lr if "backbone" in group else 1.0
+        return backbone * (self.attention_lr if "attention" in group else 1.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.recipe is not None:
+            checkpoint[RECIPE] = self.recipe
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """The parameters that train, grouped by how they train; the names say what is in a group.
+
+    Norms have no weight decay, as in the official training (detectron2's ``WEIGHT_DECAY_NORM``);
+    biases have it there, and so here. A name is made of "backbone", "attention" and "norm".
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for path, module in network.named_modules():
+        words = [
+            *(["backbone"] if path.startswith("backbone") else []),
+            *(["attention"] if "attention" in path.split(".") else []),
+            *(["norm"] if isinstance(module, NORMS) else []),
+        ]
+        name = " ".join(words) or "other"
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                group = groups.setdefault(name, {"params": [], "name": name})
+                group["params"].append(parameter)
+                if "norm" in words:
+                    group["weight_decay"] = 0.0
+    return list(groups.values())

@@ -1,0 +1,88 @@
+"""Checkpoints of AdelaiDet's CondInst and BoxInst (detectron2's names) under our names.
+
+Their ResNets are of the Caffe kind: ``Backbone(style="caffe")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from condseg.models.backbones.detectron2 import LEAF as _LEAF
+from condseg.models.backbones.detectron2 import RESNET_RULES, with_counters
+from condseg.models.backbones.files import rename
+
+_HEAD = r"proposal_generator\.fcos_head\."
+
+# Nodes of a BiFPN's round in the order in which they are computed: the level, counted from P3, and
+# the maps that are merged, counted from C3 over the inputs and then the nodes.
+_BIFPN_NODES = ("3_3_4", "2_2_5", "1_1_6", "0_0_7", "1_1_7_8", "2_2_6_9", "3_3_5_10", "4_4_11")
+_BIFPN = r"backbone\.repeated_bifpn\.(\d+)\."
+_BIFPN_RULES = [
+    (r"backbone\.bottom_up\.res6\.reduction\.weight", r"fpn.p6.0.weight"),
+    (rf"backbone\.bottom_up\.res6\.reduction\.norm\.{_LEAF}", r"fpn.p6.1.\1"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.(weight|bias)", r"fpn.blocks.\1.lateral.\2.0.\3"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.norm\.{_LEAF}", r"fpn.blocks.\1.lateral.\2.1.\3"),
+    *(
+        rule
+        for number, node in enumerate(_BIFPN_NODES)
+        for rule in (
+            (rf"{_BIFPN}weights_f{node}", rf"fpn.blocks.\1.weights.{number}"),
+            (rf"{_BIFPN}outputs_f{node}\.weight", rf"fpn.blocks.\1.output.{number}.0.weight"),
+            (rf"{_BIFPN}outputs_f{node}\.norm\.{_LEAF}", rf"fpn.blocks.\1.output.{number}.1.\2"),
+        )
+    ),
+]
+_RULES = [
+    *_BIFPN_RULES,
+    *RESNET_RULES,
+    *(
+        (rf"backbone\.fpn_{part}{level}\.(weight|bias)", rf"fpn.{part}.{level - 3}.\1")
+        for part in ("lateral", "output")
+        for level in (3, 4, 5)
+    ),
+    (r"backbone\.top_block\.(p6|p7)\.(weight|bias)", r"fpn.\1.\2"),
+    (rf"{_HEAD}cls_tower\.(\d+)\.(weight|bias)", r"head.class_tower.\1.\2"),
+    (rf"{_HEAD}bbox_tower\.(\d+)\.(weight|bias)", r"head.box_tower.\1.\2"),
+    (rf"{_HEAD}cls_logits\.(weight|bias)", r"head.class_logits.\1"),
+    (rf"{_HEAD}bbox_pred\.(weight|bias)", r"head.box_ltrb.\1"),
+    (rf"{_HEAD}ctrness\.(weight|bias)", r"head.centerness.\1"),
+    (rf"{_HEAD}scales\.(\d+)\.scale", r"head.scales.\1"),
+    (r"controller\.(weight|bias)", r"head.controller.\1"),
+    (rf"mask_branch\.(refine|tower)\.(\d+)\.([01])\.{_LEAF}", r"mask_branch.\1.\2.\3.\4"),
+    (r"mask_branch\.tower\.(\d+)\.(weight|bias)", r"mask_branch.tower.\1.\2"),
+    (rf"mask_branch\.seg_head\.(\d+)\.([01])\.{_LEAF}", r"mask_branch.semantic_tower.\1.\2.\3"),
+    (r"mask_branch\.logits\.(weight|bias)", r"mask_branch.semantic_logits.\1"),
+]
+_DERIVED = {
+    r"pixel_(mean|std)": "the backbone's style has them",
+    r"mask_head\.sizes_of_interest": "the post-process and the criterion have them",
+    r"mask_head\._iter": "counts the steps of BoxInst's warm-up, training's own affair",
+}
+
+
+def convert_adelaidet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AdelaiDet's names -> ours; what we derive is left out by name.
+
+    Args:
+        state: its ``model`` dictionary, with or without the semantic branch.
+
+    Returns:
+        All the tensors of a ``CondInst`` of the same size on a ``Backbone(style="caffe")``.
+
+    Raises:
+        ValueError: a name that is not CondInst's.
+    """
+    renamed = rename(state, _RULES, _DERIVED, "AdelaiDet's CondInst")
+    return with_counters(join_scales(renamed))
+
+
+def join_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors of the levels, a tensor each there, are one vector here."""
+    parts = sorted(key for key in state if key.startswith("head.scales."))
+    joined = {key: tensor for key, tensor in state.items() if key not in parts}
+    if parts:
+        joined["head.scales"] = torch.cat([state[key].reshape(1) for key in parts])
+    return joined

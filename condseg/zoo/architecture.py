@@ -1,0 +1,106 @@
+"""What network a checkpoint is of: the arguments of its parts, read off its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from condseg.models.backbones.resnet import BLOCKS
+
+_MASK_HEAD_LAYERS = 3
+
+
+def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> dict[str, Any]:
+    """The arguments of the ``CondInst`` that has these tensors.
+
+    Args:
+        state: under our names.
+        style: of the backbone, which no tensor shows: ``caffe`` or ``torchvision``.
+        source: where the tensors come from, for messages.
+
+    Returns:
+        Plain data, as in a configuration under ``model.network``.
+
+    Raises:
+        ValueError: a part is not there, or is none that is known.
+    """
+    branch_convs = _count(state, r"mask_branch\.tower\.(\d+)\.0\.weight")
+    mask_features = _shape(state, f"mask_branch.tower.{branch_convs}.weight", source)[0]
+    num_classes, channels = _shape(state, "head.class_logits.weight", source)[:2]
+    num_params = _shape(state, "head.controller.weight", source)[0]
+    return {
+        "backbone": _backbone(state, style, source),
+        "num_classes": num_classes,
+        "channels": channels,
+        **_pyramid(state),
+        "tower_convs": sum(
+            tensor.ndim == 4
+            for key, tensor in state.items()
+            if re.fullmatch(r"head\.class_tower\.\d+\.weight", key)
+        ),
+        "mask_branch_channels": _shape(state, "mask_branch.refine.0.0.weight", source)[0],
+        "mask_branch_convs": branch_convs,
+        "mask_features": mask_features,
+        "mask_head_channels": _mask_head_channels(num_params, mask_features, source),
+        "mask_head_layers": _MASK_HEAD_LAYERS,
+        "semantic_loss": "mask_branch.semantic_logits.weight" in state,
+    }
+
+
+def _backbone(state: Mapping[str, Tensor], style: str, source: str) -> dict[str, Any]:
+    prefix = "backbone.network."
+    depths = tuple(
+        _count(state, rf"backbone\.network\.layer{stage}\.(\d+)\.conv1\.weight")
+        for stage in (1, 2, 3, 4)
+    )
+    expansion = 4 if f"{prefix}layer1.0.conv3.weight" in state else 1
+    for name, (block, blocks) in BLOCKS.items():
+        if (block.expansion, blocks) == (expansion, depths):
+            return {
+                "name": name,
+                "weights": None,
+                "style": style,
+                "width": _shape(state, f"{prefix}layer1.0.conv1.weight", source)[0],
+                "stem_width": _shape(state, f"{prefix}conv1.weight", source)[0],
+                **_deformable(state, prefix),
+            }
+    raise ValueError(
+        f"weights: {source}: the backbone has {depths} blocks; known are "
+        f"{', '.join(f'{name} {blocks}' for name, (_, blocks) in BLOCKS.items())}"
+    )
+
+
+def _deformable(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    end = ".offset.weight"
+    where = [key.removeprefix(prefix).removesuffix(end) for key in state if key.endswith(end)]
+    conv = {"class_path": "condseg.layers.DeformConv2d"}
+    return {"conv": conv, "where": where} if where else {}
+
+
+def _pyramid(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    rounds = _count(state, r"fpn\.blocks\.(\d+)\.weights\.0")
+    return {"pyramid": "bifpn", "pyramid_repeats": rounds} if rounds else {"pyramid": "fpn"}
+
+
+def _mask_head_channels(num_params: int, mask_features: int, source: str) -> int:
+    """The c that solves G = (m + 2) c + c^2 + c + 2 c + 1, for three layers on m + 2 channels."""
+    for c in range(1, num_params):
+        if (mask_features + 2) * c + c * c + c + 2 * c + 1 == num_params:
+            return c
+    raise ValueError(
+        f"weights: {source}: a controller of {num_params} parameters is none for three layers on "
+        f"{mask_features} mask features and relative coordinates"
+    )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return len({match[1] for key in state if (match := re.fullmatch(pattern, key))})
+
+
+def _shape(state: Mapping[str, Tensor], key: str, source: str) -> tuple[int, ...]:
+    if key not in state:
+        raise ValueError(f"weights: {source}: has no tensor that would be {key}")
+    return tuple(state[key].shape)

@@ -1,0 +1,204 @@
+"""Checkpoints that are whole or absent, and rebuild their model by themselves."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, set_parsing_settings
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+from condseg.data.coco import Category
+from condseg.models.backbones.backbone import Backbone
+from condseg.models.condinst import CondInst
+from condseg.models.losses.criterion import Criterion
+from condseg.models.losses.soft_labels import SoftLabels
+from condseg.models.postprocess import PostProcess
+
+CONCRETE = (Backbone, CondInst, Criterion, PostProcess, SoftLabels)
+"""Parts that are what they are: their arguments lie flat in a configuration, no class path."""
+
+RECIPE = "condseg"
+"""The checkpoint's entry from which the model is built again: plain data only."""
+
+
+def restrict_parsing() -> None:
+    """Lets a YAML file or a checkpoint name only classes of this package, torch and lightning.
+
+    The concrete parts (network, criterion, ...) are what they are: only real choices take a
+    class path. Configurations are read from local files alone.
+    """
+    set_parsing_settings(
+        subclasses_disabled=list(CONCRETE),
+        config_read_mode_urls_enabled=False,
+        config_read_mode_fsspec_enabled=False,
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=["*"],
+        import_path_allowlist=["condseg", "torch.nn", "torch.optim", "lightning.pytorch"],
+    )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames: a killed process leaves the old file or the new.
+
+    Lightning writes to the system's temporary folder first; from another disk its move is a copy,
+    which can be cut short.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        assert storage_options is None
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        return load(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A model as its checkpoint describes it.
+
+    Attributes:
+        network: in evaluation mode, with the checkpoint's weights.
+        postprocess: with the settings of the training.
+        categories: what label k means, in the order of the labels.
+        short_side: pixels of a picture's short side at evaluation.
+        max_long_side: pixels that its long side may have.
+        data: the DataModule's arguments in the training, plain.
+    """
+
+    network: CondInst
+    postprocess: PostProcess
+    categories: tuple[Category, ...]
+    short_side: int
+    max_long_side: int
+    data: dict[str, Any]
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint without running any code out of it.
+
+    Raises:
+        ValueError: where there is no such file, or it is no whole checkpoint.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"checkpoint {os.fspath(path)}: there is no such file")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(
+            f"checkpoint {os.fspath(path)}: damaged, or no checkpoint ({reason})"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"checkpoint {os.fspath(path)}: not written by condseg (no state_dict)")
+    return content
+
+
+def restore(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Restored:
+    """Builds the network and the post-process of a checkpoint, from it alone.
+
+    Args:
+        path: a file that training or ``tools/convert.py`` wrote (``last.ckpt``, ``best.ckpt``).
+        device: where the network is put.
+
+    Raises:
+        ValueError: where the file is absent, damaged, or from elsewhere.
+    """
+    return restore_content(load(path, device), f"checkpoint {os.fspath(path)}", device)
+
+
+def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The entry from which a checkpoint's model is built.
+
+    Raises:
+        ValueError: the checkpoint is from elsewhere.
+    """
+    recipe = content.get(RECIPE)
+    if not isinstance(recipe, dict):
+        raise ValueError(
+            f"{source}: not written by tools/train.py (no entry {RECIPE!r} from which to build "
+            "the model); tools/convert.py makes one of other projects' checkpoints"
+        )
+    return recipe
+
+
+def network_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors of a checkpoint, as the network names them."""
+    prefix = "network."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in content["state_dict"].items()
+        if name.startswith(prefix)
+    }
+
+
+def restore_content(
+    content: Mapping[str, Any], source: str, device: str | torch.device = "cpu"
+) -> Restored:
+    """As :func:`restore`, of a checkpoint that is read already; ``source`` is for messages."""
+    recipe = recipe_of(content, source)
+    try:
+        network, postprocess = build(recipe["model"])
+        network.load_state_dict(network_state(content))
+        categories = tuple(Category(**entry) for entry in recipe["categories"])
+        sizes = int(recipe["short_side"]), int(recipe["max_long_side"])
+    except (ArgumentError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        lines = " ".join(str(error).split())
+        raise ValueError(
+            f"{source}: does not fit this version of condseg ({lines[:300]})"
+        ) from error
+    return Restored(
+        network.eval().to(device), postprocess, categories, *sizes, data=recipe.get("data", {})
+    )
+
+
+def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
+    """The network, without its weights, and the post-process of a recipe's ``model``."""
+    restrict_parsing()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CondInst, "network")
+    parser.add_class_arguments(PostProcess, "postprocess")
+    network = dict(config["network"])
+    # The weights come from the checkpoint; nothing is fetched.
+    network["backbone"] = {**network["backbone"], "weights": None}
+    parsed = parser.parse_object({"network": network, "postprocess": config["postprocess"]})
+    built = parser.instantiate(parsed)
+    return built.network, built.postprocess
+
+
+def newest_best(root: str | os.PathLike[str] = "runs") -> Path | None:
+    """The newest run's ``best.ckpt`` below ``root``, or its ``last.ckpt`` before any evaluation."""
+    runs = [path.parent for path in Path(root).glob("*/version_*/checkpoints/*.ckpt")]
+    for folder in sorted(set(runs), key=_age, reverse=True):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def _age(folder: Path) -> float:
+    return max((path.stat().st_mtime for path in folder.glob("*.ckpt")), default=0.0)

@@ -1,0 +1,105 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from condseg.inference.drawing import PALETTE, Style, _place, draw, draw_targets, legible_scale
+from condseg.structures import Detections, Targets
+
+NAMES = ["cup", "Löffel", "瓶"]
+
+
+def squares(count, size, image):
+    """Squares in rows, two pixels apart."""
+    height, width = image
+    per_row = max(1, width // (size + 2))
+    boxes = torch.zeros(count, 4)
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for i in range(count):
+        x, y = i % per_row * (size + 2), i // per_row * (size + 2)
+        boxes[i] = torch.tensor([x, y, x + size, y + size])
+        masks[i, y : y + size, x : x + size] = True
+    scores = torch.linspace(1, 0.1, count)
+    return Detections(boxes, scores, torch.arange(count) % 3, masks)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (120, 160), (900, 1200)])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_any_size_and_the_input_stays(size, scale):
+    image = np.full((*size, 3), 200, np.uint8)
+    found = squares(1, min(size), size)
+    drawn = draw(image, found, NAMES, scale=scale)
+    assert drawn.shape == (size[0] * scale, size[1] * scale, 3)
+    assert drawn.dtype == np.uint8
+    assert (image == 200).all()
+    assert (drawn != 200).any()
+
+
+def test_nothing_found_changes_nothing():
+    image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    assert (draw(image, squares(0, 4, (40, 50)), NAMES) == image).all()
+    assert (draw(image, squares(3, 9, (40, 50)), NAMES, score_threshold=1.01) == image).all()
+
+
+def test_neighbours_differ_in_colour():
+    image = np.zeros((60, 60, 3), np.uint8)
+    found = squares(25, 10, (60, 60))  # too small for labels and boxes
+    drawn = draw(image, found, NAMES)
+    centres = drawn[5::12, 5::12][:5, :5].astype(int)
+    assert (abs(np.diff(centres, axis=0)).sum(-1) > 30).all()
+    assert (abs(np.diff(centres, axis=1)).sum(-1) > 30).all()
+    assert len(np.unique(centres.reshape(-1, 3), axis=0)) == len(PALETTE)
+
+
+def test_hundreds_of_small_ones_are_fast_and_without_labels():
+    size = (600, 600)
+    found = squares(500, 15, size)
+    start = time.perf_counter()
+    drawn = draw(np.zeros((*size, 3), np.uint8), found, NAMES)
+    assert time.perf_counter() - start < 5
+    assert (drawn[280:] == 0).all()  # below the last row
+    assert drawn[:280, 16::17].max() < 80  # between the columns: soft edges, no labels
+
+
+def test_labels_keep_clear_of_each_other_and_inside():
+    taken = np.zeros((0, 4), np.int64)
+    for _ in range(6):
+        place = _place((60, 80, 100, 120), 50, 14, (130, 200), taken)
+        assert place is not None
+        x1, y1, x2, y2 = place
+        assert 0 <= x1 < x2 <= 200
+        assert 0 <= y1 < y2 <= 130
+        assert not any(x1 < t[2] and t[0] < x2 and y1 < t[3] and t[1] < y2 for t in taken)
+        taken = np.vstack([taken, place])
+    assert _place((0, 0, 10, 10), 50, 14, (130, 40), taken) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_any_script_are_drawn(name):
+    """The label is a plain area with ink on it, and differs from another name's."""
+    image = np.zeros((200, 300, 3), np.uint8)
+    mask = torch.zeros(1, 200, 300, dtype=torch.bool)
+    found = Detections(
+        torch.tensor([[50.0, 50, 250, 150]]), torch.ones(1), torch.zeros(1).long(), mask
+    )
+    drawn, other = (draw(image, found, [text]) for text in (name, name + "x"))
+    assert (drawn != other).any()
+    assert (drawn[50 - Style.of(200, 300).font : 49, 50:70] == PALETTE[0]).all(-1).any()
+
+
+def test_targets_of_a_padded_batch():
+    image = np.zeros((40, 50, 3), np.uint8)
+    found = squares(2, 20, (64, 64))
+    drawn = draw_targets(image, Targets(found.boxes, found.labels, found.masks), NAMES)
+    assert drawn.shape == image.shape
+    assert (drawn[10, 10] > 0).any()
+
+
+def test_masks_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"masks are 40 x 50 .* picture is 30 x 50"):
+        draw(np.zeros((30, 50, 3), np.uint8), squares(1, 4, (40, 50)), NAMES)
+
+
+def test_small_pictures_are_enlarged():
+    assert [legible_scale(*size) for size in ((240, 320), (480, 640), (20, 20))] == [2, 1, 4]

@@ -1,0 +1,134 @@
+"""Checkpoints as other projects write them, made of a small network of ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condseg.models.backbones.backbone import Backbone
+from condseg.models.condinst import CondInst
+from condseg.models.pyramids.bifpn import BiFPN
+
+BACKBONE = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
+PARTS = {
+    "num_classes": 80,
+    "channels": 64,
+    "tower_convs": 1,
+    "mask_branch_channels": 16,
+    "mask_branch_convs": 2,
+}
+# A round of AdelaiDet's BiFPN names its nodes by their level and their inputs' numbers: five maps,
+# then the nodes themselves; down to P3, up to P7.
+_NODES = ("f3_3_4", "f2_2_5", "f1_1_6", "f0_0_7", "f1_1_7_8", "f2_2_6_9", "f3_3_5_10", "f4_4_11")
+_ROUND = r"fpn\.blocks\.(\d)\."
+_BIFPN = (
+    (r"fpn\.p6\.0\.(.+)", r"backbone.bottom_up.res6.reduction.\1"),
+    (r"fpn\.p6\.1\.(.+)", r"backbone.bottom_up.res6.reduction.norm.\1"),
+    (rf"{_ROUND}lateral\.(\d)\.0\.(.+)", r"backbone.repeated_bifpn.\1.lateral_\2_f\2.\3"),
+    (rf"{_ROUND}lateral\.(\d)\.1\.(.+)", r"backbone.repeated_bifpn.\1.lateral_\2_f\2.norm.\3"),
+    *(
+        (rf"{_ROUND}{ours.format(i)}", rf"backbone.repeated_bifpn.\1.{theirs.format(node)}")
+        for i, node in enumerate(_NODES)
+        for ours, theirs in (
+            (r"weights\.{}", r"weights_{}"),
+            (r"output\.{}\.0\.(.+)", r"outputs_{}.\2"),
+            (r"output\.{}\.1\.(.+)", r"outputs_{}.norm.\2"),
+        )
+    ),
+)
+_ADELAIDET = (
+    *_BIFPN,
+    (r"backbone\.network\.conv1\.weight", r"backbone.bottom_up.stem.conv1.weight"),
+    (r"backbone\.network\.bn1\.(.+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{0}.\2.conv\3.weight"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.conv2\.offset\.(.+)", r"res{0}.\2.conv2_offset.\3"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res{0}.\2.conv\3.norm.\4"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"res{0}.\2.shortcut.\3"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"res{0}.\2.shortcut.norm.\3"),
+    (r"fpn\.(lateral|output)\.(\d)\.(.+)", r"backbone.fpn_\g<1>{1}.\3"),
+    (r"fpn\.(p6|p7)\.(.+)", r"backbone.top_block.\1.\2"),
+    (r"head\.class_tower\.(.+)", r"proposal_generator.fcos_head.cls_tower.\1"),
+    (r"head\.box_tower\.(.+)", r"proposal_generator.fcos_head.bbox_tower.\1"),
+    (r"head\.class_logits\.(.+)", r"proposal_generator.fcos_head.cls_logits.\1"),
+    (r"head\.box_ltrb\.(.+)", r"proposal_generator.fcos_head.bbox_pred.\1"),
+    (r"head\.centerness\.(.+)", r"proposal_generator.fcos_head.ctrness.\1"),
+    (r"head\.controller\.(.+)", r"controller.\1"),
+    (r"mask_branch\.semantic_tower\.(.+)", r"mask_branch.seg_head.\1"),
+    (r"mask_branch\.semantic_logits\.(.+)", r"mask_branch.logits.\1"),
+    (r"mask_branch\.(.+)", r"mask_branch.\1"),
+)
+_MMDETECTION = (
+    (r"backbone\.network\.(.+)", r"backbone.\1"),
+    (r"fpn\.lateral\.(\d)\.(.+)", r"neck.lateral_convs.\1.conv.\2"),
+    (r"fpn\.output\.(\d)\.(.+)", r"neck.fpn_convs.\1.conv.\2"),
+    (r"fpn\.p6\.(.+)", r"neck.fpn_convs.3.conv.\1"),
+    (r"fpn\.p7\.(.+)", r"neck.fpn_convs.4.conv.\1"),
+    (r"head\.class_tower\.0\.(.+)", r"bbox_head.cls_convs.0.conv.\1"),
+    (r"head\.class_tower\.1\.(.+)", r"bbox_head.cls_convs.0.gn.\1"),
+    (r"head\.box_tower\.0\.(.+)", r"bbox_head.reg_convs.0.conv.\1"),
+    (r"head\.box_tower\.1\.(.+)", r"bbox_head.reg_convs.0.gn.\1"),
+    (r"head\.class_logits\.(.+)", r"bbox_head.conv_cls.\1"),
+    (r"head\.box_ltrb\.(.+)", r"bbox_head.conv_reg.\1"),
+    (r"head\.centerness\.(.+)", r"bbox_head.conv_centerness.\1"),
+    (r"head\.controller\.(.+)", r"bbox_head.controller.\1"),
+    (r"mask_branch\.refine\.(\d)\.0\.(.+)", r"feature.convs_all_levels.\1.conv\1.conv.\2"),
+    (r"mask_branch\.refine\.(\d)\.1\.(.+)", r"feature.convs_all_levels.\1.conv\1.bn.\2"),
+    (r"mask_branch\.tower\.([01])\.0\.(.+)", r"feature.conv_branch.\1.conv.\2"),
+    (r"mask_branch\.tower\.([01])\.1\.(.+)", r"feature.conv_branch.\1.bn.\2"),
+    (r"mask_branch\.tower\.2\.(.+)", r"feature.conv_pred.\1"),
+)
+
+
+def small_network(style: str = "caffe", **parts: Any) -> CondInst:
+    torch.manual_seed(0)
+    network = CondInst(Backbone(**BACKBONE, style=style), **PARTS | parts)
+    assert network.head.class_logits.bias is not None
+    torch.nn.init.zeros_(network.head.class_logits.bias)  # detections, untrained as it is
+    return network.eval()
+
+
+def adelaidet(network: CondInst) -> dict[str, Tensor]:
+    """Its frozen batch norms have no counters; constants of the normalisation are tensors."""
+    state = _renamed(network, _ADELAIDET)
+    state = {re.sub(r"^(res\d)", r"backbone.bottom_up.\1", k): v for k, v in state.items()}
+    frozen = "backbone.bottom_up.(stem|res[2-5])"
+    state = {k: v for k, v in state.items() if "num_batches" not in k or not re.match(frozen, k)}
+    if isinstance(network.fpn, BiFPN):  # the ResNet is one module deeper
+        deeper = "backbone.bottom_up.backbone."
+        state = {
+            re.sub(r"^backbone\.bottom_up\.(?=stem|res[2-5])", deeper, k): v
+            for k, v in state.items()
+        }
+    for level, scale in enumerate(network.head.scales.detach()):
+        state[f"proposal_generator.fcos_head.scales.{level}.scale"] = scale.reshape(1)
+    return state | {
+        "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1),
+        "pixel_std": torch.ones(3, 1, 1),
+        "mask_head.sizes_of_interest": torch.tensor([64, 128, 256, 512, 1024]),
+    }
+
+
+def mmdetection(network: CondInst) -> dict[str, Tensor]:
+    state = _renamed(network, _MMDETECTION)
+    state = {
+        re.sub(r"^feature", "mask_head.mask_feature_head", k): v.clone() for k, v in state.items()
+    }
+    for level, scale in enumerate(network.head.scales.detach()):
+        state[f"bbox_head.scales.{level}.scale"] = scale.clone()
+    return state
+
+
+def _renamed(network: CondInst, rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in network.state_dict().items():
+        if key == "head.scales":
+            continue
+        match, new = next((m, n) for old, n in rules if (m := re.fullmatch(old, key)))
+        numbers = [int(group) for group in match.groups() if group and group.isdigit()]
+        stage, level = (numbers[0] + 1, numbers[0] + 3) if numbers else (0, 0)
+        new = new.replace("{0}", str(stage)).replace("{1}", str(level))
+        renamed[match.expand(new)] = tensor
+    return renamed

@@ -1,0 +1,154 @@
+"""The fast forms compute what the plain published ones do, and one knob chooses for all."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from condseg.layers import (
+    CondConv2d,
+    DyConv2d,
+    DynamicContextFilter2d,
+    DynamicConv2d,
+    DynamicDilatedFilter2d,
+    DynamicDilatedPyramid2d,
+    DynamicLocalFilter2d,
+    DyNetConv2d,
+    ODConv1d,
+    ODConv2d,
+    set_implementation,
+)
+from condseg.models import Backbone, CondInst, Criterion, PostProcess
+from condseg.models.mask.head import DynamicMaskHead
+from condseg.structures import Batch, ImageInfo, MaskQueries, Targets
+
+LAYERS = {
+    "odconv": partial(ODConv2d, 4, 6, 3, padding=1, stride=2),
+    "odconv_one_expert": partial(ODConv2d, 4, 6, 1, num_experts=1),
+    "odconv_grouped": partial(ODConv2d, 4, 6, (3, 1), groups=2, bias=False),
+    "odconv_depthwise": partial(ODConv2d, 4, 4, 5, groups=4, padding=2),
+    "odconv_1d": partial(ODConv1d, 4, 6, 3),
+    "condconv": partial(CondConv2d, 4, 6, 3, padding="same"),
+    "dyconv": partial(DyConv2d, 4, 6, 3, groups=2),
+    "dynet": partial(DyNetConv2d, 4, 6, 3, dropout=0.0, mixing="kernels"),
+    "dfn": partial(DynamicConv2d, 4, 6, 3),
+    "dfn_local": partial(DynamicLocalFilter2d, 4, 4, kernel_size=3, mode="perchannel"),
+    "dmnet": partial(DynamicContextFilter2d, 4, 4, 3),
+    "hdfnet": partial(DynamicDilatedFilter2d, 4, 4, 5, dilation=3),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_layers(name: str, batch: int) -> None:
+    torch.manual_seed(0)
+    fast = LAYERS[name]().double()
+    reference = copy.deepcopy(fast)
+    assert set_implementation(reference, "reference") >= 1
+    shape = (batch, 4, 7) if name == "odconv_1d" else (batch, 4, 7, 6)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    guided = isinstance(fast, (DynamicLocalFilter2d, DynamicDilatedFilter2d))
+    results = []
+    for layer in (fast, reference):
+        y: Tensor = layer(x, x) if guided else layer(x)
+        cotangent = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
+        results.append((y, *torch.autograd.grad(y, [x, *layer.parameters()], cotangent)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_unknown_implementation() -> None:
+    # In tests the annotation is checked before the function's own line is reached.
+    with pytest.raises((ValueError, TypeError), match="'quick'"):
+        set_implementation(nn.Linear(1, 1), "quick")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[CondInst, CondInst]:
+    """The same network twice; dynamic wherever it can be."""
+    built = []
+    for implementation in ("fast", "reference"):
+        torch.manual_seed(0)
+        backbone = Backbone(
+            "resnet18", None, partial(ODConv2d, num_experts=2), width=8, stem_width=8
+        )
+        network = CondInst(
+            backbone,
+            3,
+            64,
+            1,
+            8,
+            1,
+            mask_filter=DynamicDilatedPyramid2d,
+            implementation=implementation,
+        )
+        nn.init.constant_(network.head.class_logits.bias, -1.0)
+        nn.init.constant_(network.head.box_ltrb.bias, 1.5)
+        nn.init.normal_(network.head.controller.weight, std=0.2)
+        built.append(network.double())
+    return built[0], built[1]
+
+
+def test_the_knob_reaches_all(networks: tuple[CondInst, CondInst]) -> None:
+    for network, implementation in zip(networks, ("fast", "reference"), strict=True):
+        found = [m.implementation for m in network.modules() if hasattr(m, "implementation")]
+        assert len(found) > 15
+        assert set(found) == {implementation}
+
+
+def test_detections(networks: tuple[CondInst, CondInst]) -> None:
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    infos = [ImageInfo(i, "", (100, 150), size) for i, size in enumerate([(64, 96), (60, 90)])]
+    results = []
+    for network in networks:
+        with torch.no_grad():
+            dense = network.eval()(images, [info.size for info in infos])
+            results.append(PostProcess(max_detections=7)(network, dense, infos))
+    for ours, theirs in zip(*results, strict=True):
+        assert len(ours) >= 7
+        torch.testing.assert_close(ours.boxes, theirs.boxes)
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert 0.01 < ours.masks.float().mean() < 0.99
+        assert (ours.masks != theirs.masks).float().mean() <= 2e-5
+
+
+def test_losses_and_gradients(networks: tuple[CondInst, CondInst]) -> None:
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
+    masks[0, 4:40, 8:50], masks[1, 20:60, 30:90] = True, True
+    boxes = torch.tensor([[8.0, 4, 50, 40], [30, 20, 90, 60]])
+    infos = tuple(ImageInfo(i, "", (64, 96), (64, 96)) for i in range(2))
+    batch = Batch(images, (Targets(boxes, torch.tensor([0, 2]), masks),) * 2, infos)
+    results = []
+    for network in networks:
+        network.train().zero_grad()
+        dense = network(images, batch.sizes)
+        losses = Criterion()(network, dense, batch)
+        torch.stack(list(losses.values())).sum().backward()
+        results.append((losses, {n: p.grad for n, p in network.named_parameters()}))
+    (losses, gradients), (expected, expected_gradients) = results
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        other = expected_gradients[name]
+        assert (gradient is None) == (other is None)
+        if gradient is not None:
+            assert (gradient - other).norm() <= 1e-4 * other.norm() + 1e-12, name
+
+
+def test_half_precision_has_no_infinities() -> None:
+    head = DynamicMaskHead()
+    count = 2000
+    queries = MaskQueries(
+        torch.randn(count, 169).bfloat16() * 100,
+        torch.rand(count, 2) * 4000,
+        torch.full((count,), 64.0),
+        torch.zeros(count, dtype=torch.int64),
+        torch.full((count,), -1),
+    )
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        assert head(torch.randn(1, 8, 3, 4).half() * 100, queries).isfinite().all()

@@ -1,0 +1,111 @@
+"""Files of classifiers and detectors as weights of a backbone, static and dynamic."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import foreign
+from torch import Tensor
+from torchvision.models import mobilenet_v2
+
+from condseg.layers import ODConv2d
+from condseg.layers.networks import od_resnet18
+from condseg.models.backbones.backbone import Backbone
+from tests.zoo.test_published import GOLDEN, needs_key_lists
+
+
+def write(path: Path, state: dict[str, Any]) -> str:
+    torch.save(state, path)
+    return str(path)
+
+
+def counts(network: torch.nn.Module) -> int:
+    return sum(tensor.numel() for tensor in network.state_dict().values())
+
+
+@needs_key_lists
+@pytest.mark.parametrize(
+    ("theirs", "name", "num_experts", "behind"),
+    [
+        ("od_resnet18_k1", "resnet18", 1, ("fc.",)),
+        ("od_resnet18_k4", "resnet18", 4, ("fc.",)),
+        ("od_mobilenetv2_050_k4", "mobilenetv2_050", 4, ("classifier.", "features.18.")),
+        ("od_mobilenetv2_075_k1", "mobilenetv2_075", 1, ("classifier.", "features.18.")),
+    ],
+)
+def test_odconv_classifiers_by_their_key_lists(
+    tmp_path: Path, theirs: str, name: str, num_experts: int, behind: tuple[str, ...]
+) -> None:
+    """Every tensor has a number of its own, so each is in its place when the numbers are there."""
+    keys = json.loads((GOLDEN / "keys_odconv_nets.json").read_text())[theirs]
+    marks = {
+        key: torch.full(shape, float(i) if dtype == "float32" else i, dtype=getattr(torch, dtype))
+        for i, (key, (shape, dtype)) in enumerate(keys.items())
+    }
+    path = write(tmp_path / "x.pth", {"state_dict": {f"module.{k}": v for k, v in marks.items()}})
+    factory: Any = functools.partial(ODConv2d, num_experts=num_experts)
+    own = Backbone(name, path, conv=factory).network.state_dict()
+    taken = {key: t for key, t in own.items() if not key.endswith("temperature")}
+    expected = [t for key, t in marks.items() if not key.startswith(behind)]
+    assert len(taken) == len(expected)
+    for tensor, mark in zip(taken.values(), expected, strict=True):
+        assert torch.equal(tensor, mark)
+
+
+def test_odconv_mask_rcnn_gives_its_backbone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = od_resnet18(num_experts=2)
+    static: dict[str, Tensor] = {f"backbone.{k}": v for k, v in network.state_dict().items()}
+    static |= {"rpn_head.rpn_conv.weight": torch.zeros(1), "neck.x": torch.zeros(1)}
+    path = write(tmp_path / "x.pth", {"state_dict": static})
+    factory: Any = functools.partial(ODConv2d, num_experts=2)
+    with caplog.at_level("INFO"):
+        backbone = Backbone("resnet18", path, conv=factory).eval()
+    for key in ("rpn_head.rpn_conv.weight", "neck.x"):
+        assert f"{key} left out: outside of the backbone" in caplog.text
+    assert "fc.weight left out: the classifier" in caplog.text
+    x = torch.rand(1, 3, 64, 64)
+    maps: dict[str, Tensor] = {}
+    network.get_submodule("layer4").register_forward_hook(
+        lambda _, __, y: maps.setdefault("layer4", y)
+    )
+    with torch.no_grad():
+        network.eval()(x)
+        assert torch.equal(backbone(x)[-1], maps["layer4"])
+    with pytest.raises(ValueError, match="of dynamic layers; conv must say of which"):
+        Backbone("resnet18", path)
+    with pytest.raises(ValueError, match=r"\(2, 64, 64, 3, 3\) in the file, \(4, 64, 64, 3, 3\)"):
+        Backbone("resnet18", path, conv=functools.partial(ODConv2d, num_experts=4))
+
+
+def test_torchvisions_mobilenet(tmp_path: Path) -> None:
+    network = mobilenet_v2().eval()
+    path = write(tmp_path / "x.pth", dict(network.state_dict()))
+    backbone = Backbone("mobilenetv2_100", path).eval()
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x)[-1], network.features[:18](x))
+
+
+@pytest.mark.parametrize("project", ["adelaidet", "mmdetection", "ours"])
+def test_a_detectors_backbone(tmp_path: Path, project: str) -> None:
+    style = "caffe" if project == "adelaidet" else "torchvision"
+    network = foreign.small_network(style)
+    state: dict[str, Any] = {f"network.{k}": v for k, v in network.state_dict().items()}
+    if project != "ours":
+        state = getattr(foreign, project)(network)
+    path = write(tmp_path / "x.pth", {"state_dict": state})
+    backbone = Backbone(**foreign.BACKBONE | {"weights": path, "style": style})
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, network.backbone.state_dict()[key]), key
+
+
+def test_the_second_recipe_is_torchvisions() -> None:
+    with pytest.raises(ValueError, match="are torchvision's; mobilenetv2_100 has imagenet"):
+        Backbone("mobilenetv2_100", "imagenet_v2")

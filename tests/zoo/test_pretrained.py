@@ -1,0 +1,317 @@
+"""Checkpoints of other projects, all the way to detections and to a training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import foreign, tiny
+from torch import Tensor
+
+from condseg.cli.train import main
+from condseg.data.coco import Category
+from condseg.inference.predictor import Predictor
+from condseg.layers import DeformConv2d
+from condseg.models.backbones.backbone import Backbone
+from condseg.models.condinst import CondInst
+from condseg.zoo.checkpoint import RECIPE, restore, restore_content
+from condseg.zoo.pretrained import coco_categories, convert, start_content, start_from
+
+PROJECTS = {
+    "AdelaiDet": (foreign.adelaidet, "caffe"),
+    "mmdetection": (foreign.mmdetection, "torchvision"),
+}
+PICTURE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+
+
+def write(path: Path, state: dict[str, Any]) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def same(network: CondInst, other: CondInst) -> None:
+    expected = other.state_dict()
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_coco_has_80_classes_whose_ids_have_gaps() -> None:
+    categories = coco_categories()
+    assert len(categories) == 80
+    assert categories[0] == Category(1, "person")
+    assert categories[11] == Category(13, "stop sign")
+    assert categories[-1] == Category(90, "toothbrush")
+
+
+@pytest.mark.parametrize("semantic", [False, True])
+@pytest.mark.parametrize("wrapped", ["model", "state_dict", None])
+def test_adelaidet_comes_back_whole(tmp_path: Path, wrapped: str | None, semantic: bool) -> None:
+    network = foreign.small_network(semantic_loss=semantic)
+    state = foreign.adelaidet(network)
+    content: dict[str, Any] = {wrapped: state, "iteration": 3} if wrapped else state
+    converted = convert(write(tmp_path / "x.pth", content))
+    restored = restore_content(converted, "x")
+    same(restored.network, network)
+    assert restored.network.semantic_loss is semantic
+    assert restored.network.backbone.mean.flatten().tolist() == pytest.approx(
+        [103.53, 116.28, 123.675]
+    )
+    assert restored.categories == coco_categories()
+    assert (restored.short_side, restored.max_long_side) == (800, 1333)
+    assert restored.postprocess.threshold_with_centerness
+
+
+def test_numpy_arrays_inside(tmp_path: Path) -> None:
+    network = foreign.small_network()
+    state = {k: v.numpy() for k, v in foreign.adelaidet(network).items()}
+    path = write(tmp_path / "x.pth", {"model": state, "best": np.float64(3)})
+    same(restore_content(convert(path), "x").network, network)
+
+
+def test_safetensors_of_mmdetection(tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    network = foreign.small_network("torchvision")
+    save_file(foreign.mmdetection(network), tmp_path / "x.safetensors")
+    restored = restore_content(convert(tmp_path / "x.safetensors"), "x")
+    same(restored.network, network)
+    assert not restored.postprocess.threshold_with_centerness
+    assert restored.network.backbone.std.flatten().tolist() == pytest.approx(
+        [58.395, 57.12, 57.375]
+    )
+
+
+@pytest.mark.parametrize("options", [{"mask_features": 16}, {"mask_head_channels": 16}])
+def test_boxinst_has_more_mask_features(tmp_path: Path, options: dict[str, int]) -> None:
+    network = foreign.small_network(**options)
+    state = foreign.adelaidet(network) | {"mask_head._iter": torch.tensor([90_000.0])}
+    same(restore_content(convert(write(tmp_path / "x.pth", state)), "x").network, network)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_bifpn_of_adelaidet(tmp_path: Path, repeats: int) -> None:
+    network = foreign.small_network(pyramid="bifpn", pyramid_repeats=repeats)
+    for tensor in network.fpn.state_dict().values():  # no two tensors are alike
+        tensor.copy_(torch.rand(tensor.shape) * 9)
+    state = foreign.adelaidet(network)
+    for key in (
+        "backbone.bottom_up.backbone.res3.0.conv1.weight",
+        "backbone.bottom_up.res6.reduction.norm.running_var",
+        "backbone.repeated_bifpn.0.lateral_1_f1.bias",
+        "backbone.repeated_bifpn.0.weights_f2_2_6_9",
+        "backbone.repeated_bifpn.0.outputs_f4_4_11.norm.weight",
+    ):
+        assert key in state
+    restored = restore_content(convert(write(tmp_path / "x.pth", state)), "x")
+    same(restored.network, network)
+
+
+def test_deformable_convolutions_of_adelaidet(tmp_path: Path) -> None:
+    backbone = Backbone(
+        **foreign.BACKBONE,
+        style="caffe",
+        conv=DeformConv2d,
+        where=["layer2.0.conv2", "layer4.1.conv2"],
+    )
+    network = CondInst(backbone, **foreign.PARTS).eval()
+    for name in ("layer2.0.conv2", "layer4.1.conv2"):
+        torch.nn.init.normal_(network.get_submodule(f"backbone.network.{name}.offset").weight)
+    state = foreign.adelaidet(network)
+    assert state["backbone.bottom_up.res3.0.conv2_offset.weight"].shape == (27, 16, 3, 3)
+    content = convert(write(tmp_path / "x.pth", state))
+    arguments = content[RECIPE]["model"]["network"]["backbone"]
+    assert arguments["where"] == ["layer2.0.conv2", "layer4.1.conv2"]
+    same(restore_content(content, "x").network, network)
+
+
+def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
+    tower = "mask_branch.tower.0.0.weight"
+    changes: dict[str, dict[str, Any]] = {
+        "missing": {k: v for k, v in state.items() if k != tower},
+        "unknown": state | {"proposal_generator.new": torch.zeros(1)},
+        "shape": state | {tower: torch.zeros(16, 17, 3, 3)},
+        "controller": state | {"controller.weight": torch.zeros(170, 64, 3, 3)},
+        "blocks": {k: v for k, v in state.items() if ".res3.1." not in k},
+        "head": {k: v for k, v in state.items() if "cls_logits" not in k},
+        "classifier": {"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)},
+        "mask_rcnn": {"backbone.conv1.weight": torch.zeros(1), "rpn_head.x": torch.zeros(1)},
+        "ours": {"network.head.scales": torch.zeros(1)},
+        "other": {"a.b": torch.zeros(1)},
+    }
+    return changes[change]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("missing", "has no tensor that would be mask_branch.tower.1.weight"),
+        ("unknown", "no place is known for proposal_generator.new"),
+        (
+            "shape",
+            r"mask_branch.tower.0.0.weight: \(16, 17, 3, 3\) in the file, \(16, 16, 3, 3\) in "
+            "the network",
+        ),
+        ("controller", "a controller of 170 parameters"),
+        ("blocks", r"the backbone has \(2, 1, 2, 2\) blocks; known are resnet18"),
+        ("head", "has no tensor that would be head.class_logits.weight"),
+        ("classifier", "is a classifier; give it as --model.network.backbone.weights"),
+        ("mask_rcnn", "of which the backbone alone fits"),
+        ("ours", "a checkpoint of condseg already"),
+        ("other", r"no CondInst or BoxInst .* called a.b"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, change: str, said: str) -> None:
+    state = foreign.adelaidet(foreign.small_network())
+    with pytest.raises(ValueError, match=said):
+        convert(write(tmp_path / "x.pth", wrong(state, change)))
+
+
+def test_code_is_refused_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pth", {"model": {}, "hub": Path})
+    with pytest.raises(ValueError, match=r"holds pathlib.Path, and pickled code is never exec"):
+        convert(path)
+
+
+def test_other_classes_get_their_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network(num_classes=2)))
+    data = tiny.make_set(tmp_path / "data")
+    content = convert(path, data / "instances_val.json")
+    assert content[RECIPE]["categories"] == tiny.CATEGORIES
+    assert [c["name"] for c in convert(path)[RECIPE]["categories"]] == ["class 1", "class 2"]
+    assert "2 classes without names" in caplog.text
+    path = write(tmp_path / "y.pth", foreign.adelaidet(foreign.small_network(num_classes=3)))
+    with pytest.raises(ValueError, match=r"has 2 classes, .*y.pth has 3"):
+        convert(path, data / "instances_val.json")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    """tools/convert.py as a user calls it."""
+    tool = str(tiny.REPOSITORY / "tools" / "convert.py")
+    monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
+    runpy.run_path(tool, run_name="__main__")
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_the_tool_then_the_same_detections(
+    tmp_path: Path,
+    project: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names, style = PROJECTS[project]
+    network = foreign.small_network(style)
+    source = write(tmp_path / "x.pth", names(network))
+    target = tmp_path / "out" / "x.ckpt"
+    with caplog.at_level(logging.INFO):
+        run(monkeypatch, source, target)
+    assert f"{project}'s {source}" in capsys.readouterr().out
+    assert ("pixel_mean left out: " in caplog.text) == (project == "AdelaiDet")
+    restored = restore(target)
+    predictor = Predictor(restored, "cpu")
+    found = predictor(PICTURE)
+    assert len(found.scores) > 0
+    same(predictor.restored.network, network)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, source, source)
+    assert stop.value.code == 2
+    assert "is the input; name another file" in capsys.readouterr().err
+
+
+def start_words(source: Path | str, *more: str) -> list[str]:
+    """The network is the start's: the configuration need not know it."""
+    return [f"--init_from={source}", "--model.network.backbone.freeze_stages=0", *more]
+
+
+def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny.make_set(tmp_path / "data")
+    network = foreign.small_network(semantic_loss=True)
+    source = write(tmp_path / "x.pth", foreign.adelaidet(network))
+    config = tmp_path / "small.yaml"
+    config.write_text("trainer: {precision: 32-true}\n")
+    words = tiny.arguments(data, tmp_path / "runs", *start_words(source))
+    words[0] = f"--config={config}"
+    said: list[str] = []
+    monkeypatch.setattr("condseg.cli.train.rank_zero_info", said.append)
+    main(tiny.CONFIGS, [*words, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    assert any(
+        line.startswith(f"started from {source}: ")
+        and line.endswith(
+            "made anew for 2 classes in place of 80: head.class_logits.weight, "
+            "head.class_logits.bias, mask_branch.semantic_logits.weight, "
+            "mask_branch.semantic_logits.bias"
+        )
+        for line in said
+    ), said
+    restored = restore(tmp_path / "runs" / "small" / "version_0" / "checkpoints" / "last.ckpt")
+    trained = restored.network
+    assert [c.name for c in restored.categories] == ["box", "disc"]
+    assert trained.num_classes == 2
+    # Two steps at the start of the warm-up change nearly nothing of what was taken over.
+    for key in ("backbone.network.layer3.0.conv1.weight", "head.controller.weight"):
+        torch.testing.assert_close(
+            trained.state_dict()[key], network.state_dict()[key], atol=1e-3, rtol=0
+        )
+
+
+def test_a_start_of_another_structure_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.make_set(tmp_path / "data")
+    source = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
+    own = tmp_path / "own.yaml"
+    own.write_text(f"init_from: {source}")
+    for words, said in (
+        (
+            [f"--config={own}"],
+            "has model.network.backbone.name resnet18, this configuration resnet50",
+        ),
+        (
+            start_words(source, "--model.network.backbone.style=torchvision"),
+            "has model.network.backbone.style caffe, this configuration torchvision",
+        ),
+        (start_words(tmp_path / "absent.pth"), "absent.pth: no such file; no published model"),
+        (start_words("condinst_r50_3y"), "did you mean condinst_r50_3x? There are "),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(tiny.CONFIGS, [*words, f"--data.root={data}", "--trainer.accelerator=cpu"])
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_same_classes_keep_their_classifier(tmp_path: Path) -> None:
+    network = foreign.small_network()
+    content = start_content(str(write(tmp_path / "x.pth", foreign.adelaidet(network))))
+    other = foreign.small_network()
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert "its 80 classes" in start_from(other, content, coco_categories(), "x")
+    same(other, network)
+    other_names = [Category(i, f"c{i}") for i in range(80)]
+    assert "made anew for 80 classes" in start_from(other, content, other_names, "x")
+
+
+def test_every_tensor_is_used_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = foreign.adelaidet(foreign.small_network())
+    path = write(tmp_path / "x.pth", state)
+    with caplog.at_level(logging.INFO):
+        content = convert(path)
+    named = {k for k in state if any(f"{k} left out: " in m for m in caplog.messages)}
+    assert named == {"pixel_mean", "pixel_std", "mask_head.sizes_of_interest"}
+    scales = 5
+    counters = sum(k.endswith("num_batches_tracked") for k in content["state_dict"])
+    there = sum(k.endswith("num_batches_tracked") for k in state)
+    ours = len(content["state_dict"]) - (counters - there)
+    assert ours == len(state) - len(named) - scales + 1
+
+
+def test_the_recipe_is_plain_data(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
+    recipe = convert(path)[RECIPE]
+    assert json.loads(json.dumps(recipe)) == recipe

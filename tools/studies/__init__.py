@@ -1,0 +1,1 @@
+"""Benchmarks, the comparison of the layers, and the inspection of trained ones."""

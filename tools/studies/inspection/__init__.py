@@ -1,0 +1,1 @@
+"""What the dynamic layers of a trained model do."""
