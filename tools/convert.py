@@ -26,13 +26,13 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with user_errors():
-        from condseg.zoo.checkpoint import AtomicCheckpointIO
+        from condseg.zoo.checkpoint import save
         from condseg.zoo.pretrained import convert
 
         if Path(args.output).exists() and Path(args.output).samefile(args.input):
             raise ValueError(f"{args.output} is the input; name another file")
         content = convert(args.input, args.annotations)
-        AtomicCheckpointIO().save_checkpoint(content, args.output)
+        save(content, args.output)
     print(
         f"{content['source']}'s {args.input}, {len(content['state_dict'])} tensors -> {args.output}"
     )

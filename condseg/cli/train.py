@@ -39,9 +39,10 @@ from condseg.training.callbacks import (
     TemperatureAnnealing,
     ValidationPictures,
 )
+from condseg.training.checkpoint_io import AtomicCheckpointIO
 from condseg.training.module import CondInstModule
 from condseg.training.sync_batchnorm import SyncBatchNorm
-from condseg.zoo.checkpoint import CONCRETE, RECIPE, AtomicCheckpointIO, load, restrict_parsing
+from condseg.zoo.checkpoint import CONCRETE, RECIPE, load, restrict_parsing
 from condseg.zoo.pretrained import start_content, start_from
 
 LESS_MEMORY = (

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from condseg.data.coco import Category
@@ -45,38 +44,6 @@ def restrict_parsing() -> None:
     )
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames: a killed process leaves the old file or the new.
-
-    Lightning writes to the system's temporary folder first; from another disk its move is a copy,
-    which can be cut short.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        assert storage_options is None
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Callable[..., Any] | None = None,
-        weights_only: bool | None = True,
-    ) -> dict[str, Any]:
-        return load(path)
-
-
 @dataclass(frozen=True, slots=True)
 class Restored:
     """A model as its checkpoint describes it.
@@ -96,6 +63,26 @@ class Restored:
     short_side: int
     max_long_side: int
     data: dict[str, Any]
+
+
+def save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint; a process killed meanwhile leaves the old file or the new one.
+
+    Args:
+        content: what :func:`load` returns again.
+        path: of the file; its folder is created.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -18,7 +18,8 @@ from support import tiny
 from condseg.cli.train import CommandLine
 from condseg.data.coco import CocoDataset
 from condseg.training.callbacks import LastCheckpoint, Stopped
-from condseg.zoo.checkpoint import AtomicCheckpointIO, load
+from condseg.training.checkpoint_io import AtomicCheckpointIO
+from condseg.zoo.checkpoint import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
