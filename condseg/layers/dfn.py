@@ -14,6 +14,7 @@ from condseg.layers.implementation import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, resize_like
 from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.winograd import Conv3x3
 
 Mode = Literal["joint", "shared", "perchannel"]
 
@@ -70,11 +71,11 @@ class FilterGenerator(nn.Sequential):
 
     def __init__(self, guide_channels: int, filters: int, width: int = 32) -> None:
         super().__init__(
-            nn.Conv2d(guide_channels, width, 3, padding=1),
+            Conv3x3(guide_channels, width),
             nn.LeakyReLU(0.1),
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.LeakyReLU(0.1),
-            nn.Conv2d(2 * width, width, 3, padding=1),
+            Conv3x3(2 * width, width),
             nn.LeakyReLU(0.1),
             nn.Conv2d(width, filters, 1),
         )

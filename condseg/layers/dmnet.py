@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from condseg.layers.implementation import Implementation
 from condseg.layers.parts import Norm, check_sizes, map_norm, positive
 from condseg.layers.per_sample import conv_per_sample
+from condseg.layers.winograd import Conv3x3
 
 
 class _ConvNormAct(nn.Module):
@@ -21,8 +22,11 @@ class _ConvNormAct(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm, act: bool = True
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=norm == "none"
+        bias = norm == "none"
+        self.conv = (
+            Conv3x3(in_channels, out_channels, bias)
+            if kernel_size == 3
+            else nn.Conv2d(in_channels, out_channels, kernel_size, bias=bias)
         )
         self.bn = map_norm(norm, out_channels)
         self.act = act

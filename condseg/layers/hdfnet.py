@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from condseg.layers.implementation import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.layers.parts import Norm, check_sizes, map_norm, positive, resize_like
+from condseg.layers.winograd import Conv3x3
 
 
 class ConvNormReLU(nn.Module):
@@ -21,7 +22,7 @@ class ConvNormReLU(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
         super().__init__()
         self.basicconv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            Conv3x3(in_channels, out_channels, bias=False),
             map_norm(norm, out_channels),
             nn.ReLU(),
         )
@@ -150,11 +151,11 @@ class DynamicDilatedFilter2d(nn.Module):
             raise ValueError(f"kernel_size={kernel_size} must be odd: a filter has a centre")
         self.in_channels, self.kernel_size, self.dilation = in_channels, kernel_size, dilation
         self.generate_kernel = nn.Sequential(
-            nn.Conv2d(guide_channels, guide_channels, 3, padding=1),
+            Conv3x3(guide_channels, guide_channels),
             DenseLayer2d(guide_channels, guide_channels, steps=steps, norm=norm),
             nn.Conv2d(guide_channels, in_channels * kernel_size**2, 1),
         )
-        self.fuse = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.fuse = Conv3x3(in_channels, out_channels)
 
     def kernels(self, guide: Float[Tensor, "b g h w"]) -> Float[Tensor, "b c t h w"]:
         """The kernels that the guide asks for: T taps, row-major, a channel and a pixel."""

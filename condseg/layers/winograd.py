@@ -72,15 +72,19 @@ def conv3x3_maps(
 
 
 class Conv3x3(nn.Conv2d):
-    """A plain 3x3 convolution, of one map or several, that takes the faster way.
+    """3x3 convolution of one map or several, by :func:`conv3x3_maps`; stride 1, padding 1.
 
-    See :func:`conv3x3_maps`.
+    Args:
+        in_channels, out_channels, bias: as in ``nn.Conv2d``.
 
-    Attributes:
-        implementation: "reference" is the plain sum always.
+    Shape:
+        (B, C, H, W) -> (B, O, H, W); a list of maps -> the list of their results.
     """
 
     implementation: Implementation = "fast"
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     @overload
     def forward(self, x: Tensor) -> Tensor: ...
@@ -93,6 +97,34 @@ class Conv3x3(nn.Conv2d):
         else:
             made = conv3x3_maps(maps, self.weight, self.bias)
         return made[0] if isinstance(x, Tensor) else made
+
+
+def use_conv3x3_(network: nn.Module) -> int:
+    """Replace every plain 3x3 convolution inside the network by a :class:`Conv3x3`.
+
+    The parameters stay the same objects, and the state dict's keys the same. Convolutions that
+    have hooks are kept.
+
+    Returns:
+        The number of convolutions replaced.
+    """
+    built: dict[nn.Module, Conv3x3] = {}
+    for name, conv in list(network.named_modules(remove_duplicate=False)):
+        if not name or type(conv) is not nn.Conv2d or not _is_3x3(conv):
+            continue
+        if conv._forward_hooks or conv._forward_pre_hooks:
+            continue
+        if conv not in built:
+            built[conv] = _conv3x3_of(conv)
+        network.set_submodule(name, built[conv])
+    return len(built)
+
+
+def _conv3x3_of(conv: nn.Conv2d) -> Conv3x3:
+    with torch.device("meta"):  # draws no random numbers
+        new = Conv3x3(conv.in_channels, conv.out_channels, conv.bias is not None)
+    new.weight, new.bias = conv.weight, conv.bias
+    return new.train(conv.training)
 
 
 def quicken_(network: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from condseg import native
 from condseg.layers import ODConv2d, set_implementation, to_dynamic, winograd
-from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, quicken_
+from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, quicken_, use_conv3x3_
 from condseg.structures import Size
 
 pytestmark = pytest.mark.skipif(
@@ -193,6 +193,20 @@ def test_quickened_network() -> None:
     assert all(torch.equal(y, plain[0](x)) for y, x in got)
     assert len(to_dynamic(network, ODConv2d, where=lambda name, _: name == "1")) == 1
     assert isinstance(network[1], ODConv2d)
+
+
+def test_use_conv3x3() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    network = nn.Sequential(conv, nn.Conv2d(8, 8, 1), conv).eval()
+    x, state, weight = pixelwise(2, 8, 24, 24), torch.get_rng_state(), conv.weight
+    want = network(x)
+    assert use_conv3x3_(network) == 1
+    assert type(network[0]) is Conv3x3
+    assert network[0] is network[2]
+    assert network[0].weight is weight
+    assert not network[0].training
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(network(x), want)
 
 
 def test_dynamic_kernels_take_it_too() -> None:
