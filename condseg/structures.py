@@ -22,6 +22,19 @@ Supervision = Literal["masks", "boxes", "mixed"]
 
 
 @dataclass(frozen=True, slots=True)
+class Category:
+    """A class of a COCO file.
+
+    Attributes:
+        id: id in the file; ids may have gaps.
+        name: name shown to people.
+    """
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageInfo:
     """Where a picture comes from and how it lies in the batch.
 

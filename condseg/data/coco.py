@@ -21,25 +21,12 @@ from torch.utils.data import Dataset, get_worker_info
 from condseg.data.images import read_depth, read_image
 from condseg.data.masks import Segmentation, check_segmentation, from_layers, to_layers
 from condseg.data.transforms import seed_transform
-from condseg.structures import ImageInfo, Sample, Size, Supervision, Targets
+from condseg.structures import Category, ImageInfo, Sample, Size, Supervision, Targets
 
 Key = tuple[int, int]
 """(position in the dataset, epoch)."""
 
 _MAX_WORKERS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Category:
-    """A class of a COCO file.
-
-    Attributes:
-        id: its id in the file; ids may have gaps.
-        name: what people call it.
-    """
-
-    id: int
-    name: str
 
 
 @dataclass(frozen=True, slots=True)

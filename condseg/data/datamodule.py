@@ -14,11 +14,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
-from condseg.data.coco import Category, CocoDataset
+from condseg.data.coco import CocoDataset
 from condseg.data.collate import collate
 from condseg.data.sampler import GlobalBatchSampler, Shard
 from condseg.data.transforms import Flip, Sampling, check_sides, resize_transform, train_transform
-from condseg.structures import Batch, Sample, Supervision
+from condseg.structures import Batch, Category, Sample, Supervision
 
 TABLETOP = Path(__file__).parent / "tabletop"
 

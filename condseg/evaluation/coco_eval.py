@@ -17,9 +17,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from condseg.data.coco import Category
 from condseg.evaluation.report import ClassResult, Report
-from condseg.structures import Detections, ImageInfo
+from condseg.structures import Category, Detections, ImageInfo
 
 Record = dict[str, Any]
 

@@ -14,12 +14,12 @@ import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
 from torch import Tensor
 
-from condseg.data.coco import Category
 from condseg.models.backbones.backbone import Backbone
 from condseg.models.condinst import CondInst
 from condseg.models.losses.criterion import Criterion
 from condseg.models.losses.soft_labels import SoftLabels
 from condseg.models.postprocess import PostProcess
+from condseg.structures import Category
 
 CONCRETE = (Backbone, CondInst, Criterion, PostProcess, SoftLabels)
 """Parts that are what they are: their arguments lie flat in a configuration, no class path."""

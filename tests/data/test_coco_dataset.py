@@ -9,9 +9,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from condseg.data.coco import Category, CocoDataset, Records, read_categories
+from condseg.data.coco import CocoDataset, Records, read_categories
 from condseg.data.collate import collate
 from condseg.data.transforms import resize_transform, train_transform
+from condseg.structures import Category
 
 
 def square(x, y, side):

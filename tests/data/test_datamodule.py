@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from condseg.data import datamodule
-from condseg.data.coco import Category
 from condseg.data.datamodule import DataModule, DataNotFoundError
+from condseg.structures import Category
 
 SMALL = {"short_sides": (24, 32), "max_long_side": 64, "val_short_side": 32, "workers": 0}
 

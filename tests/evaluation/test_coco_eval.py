@@ -13,9 +13,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from condseg.data.coco import Category
 from condseg.evaluation import CocoEvaluator, to_records
-from condseg.structures import Detections, ImageInfo
+from condseg.structures import Category, Detections, ImageInfo
 
 # pycocotools' own decode under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -16,11 +16,11 @@ from support import foreign, tiny
 from torch import Tensor
 
 from condseg.cli.train import main
-from condseg.data.coco import Category
 from condseg.inference.predictor import Predictor
 from condseg.layers import DeformConv2d
 from condseg.models.backbones.backbone import Backbone
 from condseg.models.condinst import CondInst
+from condseg.structures import Category
 from condseg.zoo.checkpoint import RECIPE, restore, restore_content
 from condseg.zoo.pretrained import coco_categories, convert, start_content, start_from
 

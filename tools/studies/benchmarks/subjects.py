@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from condseg.data.coco import Category
 from condseg.data.datamodule import TABLETOP
 from condseg.data.images import read_image
 from condseg.inference.predictor import Predictor
@@ -27,7 +26,7 @@ from condseg.models.backbones.backbone import Backbone
 from condseg.models.condinst import CondInst
 from condseg.models.heads.fcos import FCOSHead
 from condseg.models.postprocess import PostProcess
-from condseg.structures import Batch, ImageInfo, MaskQueries, Size, Targets
+from condseg.structures import Batch, Category, ImageInfo, MaskQueries, Size, Targets
 from condseg.zoo.checkpoint import Restored
 
 CLASSES = 80
