@@ -148,6 +148,6 @@ def test_training_stops_where_some_pictures_have_no_depth(
     content["images"][3].pop("depth_file")
     file.write_text(json.dumps(content))
     with pytest.raises(SystemExit) as stop:
-        main(tiny.CONFIGS, tiny.arguments(root, tmp_path / "runs", *DEPTH))
+        main(tiny.arguments(root, tmp_path / "runs", *DEPTH))
     assert stop.value.code == 2
     assert "1 of 8 pictures have no depth_file: image 4 (3.png)" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.tiny import CONFIGS, REPOSITORY, arguments, losses, make_set
+from support.tiny import REPOSITORY, arguments, losses, make_set
 
 from condseg.cli.train import CommandLine
 from condseg.models.heads.rtmdet import RTMDetHead
@@ -28,7 +28,6 @@ def test_train_eval_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     data = make_set(tmp_path / "data")  # a third of its pictures have no objects
     words = ("head=rtmdet", "num_levels=3")
     cli = CommandLine(
-        CONFIGS,
         arguments(
             data,
             tmp_path / "runs",

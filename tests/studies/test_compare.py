@@ -97,7 +97,7 @@ def test_each_variant_is_what_it_says_and_learns(name: str, tmp_path: Path) -> N
     conv = {"class_path": "condseg.layers.ODConv2d", "init_args": {"reduction": 0.5}}
     own.write_text(f"model: {{network: {{backbone: {{conv: {json.dumps(conv)}}}}}}}")
     extra = (f"--config={own}", *words(VARIANTS[name]))
-    cli = CommandLine(tiny.CONFIGS, tiny.arguments(data, tmp_path / "runs", *extra))
+    cli = CommandLine(tiny.arguments(data, tmp_path / "runs", *extra))
     modules = [m for m in cli.model.network.modules() if type(m).__name__ in layers.__all__]
     wanted = {key: v for key, v in VARIANTS[name].overrides.items() if key in (CONV, FILTER)}
     assert bool(modules) == bool(wanted)

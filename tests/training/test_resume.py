@@ -49,7 +49,7 @@ class Signal(Callback):
 
 
 def run(data: Path, runs: Path, *more: str, end: Signal | None = None) -> None:
-    cli = CommandLine(tiny.CONFIGS, tiny.arguments(data, runs, *LONG, *more))
+    cli = CommandLine(tiny.arguments(data, runs, *LONG, *more))
     if end is not None:
         cli.trainer.callbacks.insert(0, end)  # type: ignore[attr-defined]
     cli.fit()

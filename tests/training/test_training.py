@@ -23,7 +23,7 @@ from condseg.layers import ODConv2d, set_temperature
 from condseg.training.callbacks import (
     ExponentialAveraging,
     TemperatureAnnealing,
-    ValidationPictures,
+    ValidationImages,
 )
 from condseg.training.module import parameter_groups
 from condseg.training.schedules import WarmupCosine, WarmupMultiStep
@@ -39,7 +39,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CommandLine
     folder = tmp_path_factory.mktemp("trained")
     data = tiny.make_set(folder / "data")
     cli = CommandLine(
-        tiny.CONFIGS,
         tiny.arguments(
             data,
             folder / "runs",
@@ -59,7 +58,7 @@ def test_what_a_run_leaves(trained: tuple[Path, CommandLine]) -> None:
     folder = trained[1].run_folder
     names = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml"} <= names
-    assert {f"pictures/step_000006/{k}.jpg" for k in range(4)} <= names
+    assert {f"images/step_000006/{k}.jpg" for k in range(4)} <= names
     assert any("tfevents" in name for name in names)
     losses = tiny.losses(folder.parents[1])
     parts = ["cls", "box", "centerness", "mask", "semantic"]
@@ -269,7 +268,7 @@ def test_wrong_number_of_steps() -> None:
 
 def test_wrong_count_of_pictures() -> None:
     with pytest.raises(ValueError, match="count is -1; 0 or more is allowed"):
-        ValidationPictures(-1)
+        ValidationImages(-1)
 
 
 @pytest.fixture
@@ -334,10 +333,10 @@ def test_two_pictures_are_learnt_by_heart(tmp_path: Path) -> None:
     """Not a benchmark: the losses fall when the same pictures come again."""
     data = tiny.make_set(tmp_path / "data", train=3, val=1)
     words = ("--trainer.max_steps=30", "--data.batch_size=2", "--progress.refresh_rate=0")
-    CommandLine(tiny.CONFIGS, tiny.arguments(data, tmp_path, *words)).fit()
+    CommandLine(tiny.arguments(data, tmp_path, *words)).fit()
     losses = [step["train/loss"] for step in tiny.losses(tmp_path).values()]
     assert losses[-1] < 0.8 * losses[0]
-    picture = next((tmp_path / "tiny/version_0/pictures").rglob("*.jpg"))
+    picture = next((tmp_path / "tiny/version_0/images").rglob("*.jpg"))
     assert cv2.imread(str(picture)) is not None
 
 
@@ -351,7 +350,7 @@ def test_mixed_precision(tmp_path: Path) -> None:
     for precision in ("32-true", "bf16-mixed"):
         more = (f"--trainer.precision={precision}", "--progress.refresh_rate=0")
         runs = tmp_path / precision
-        CommandLine(tiny.CONFIGS, tiny.arguments(data, runs, *words, *more)).fit()
+        CommandLine(tiny.arguments(data, runs, *words, *more)).fit()
         found.append([step["train/loss"] for step in tiny.losses(runs).values()])
     assert found[1][:3] == pytest.approx(found[0][:3], rel=0.03)
 
@@ -365,9 +364,7 @@ def test_fused_optimizers_are_clipped_like_others(tmp_path: Path) -> None:
         optimizer = ("--model.optimizer.init_args.lr=0.1", "--model.optimizer.init_args.momentum=0")
         runs = tmp_path / f"{form}_{clip}"
         form = f"--model.optimizer.init_args.{form}=true"
-        CommandLine(
-            tiny.CONFIGS, tiny.arguments(data, runs, *words, *clipped, *optimizer, form)
-        ).fit()
+        CommandLine(tiny.arguments(data, runs, *words, *clipped, *optimizer, form)).fit()
         found.append([step["train/loss"] for step in tiny.losses(runs).values()])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
     assert found[0][-1] != pytest.approx(found[2][-1], rel=1e-2)
@@ -378,7 +375,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     words = tiny.arguments(data, tmp_path, "--model.optimizer.init_args.lr=1e30")
     words.append("--trainer.gradient_clip_val=null")
     with pytest.raises(ValueError, match=r"at step \d+ is not a finite number; a lower"):
-        CommandLine(tiny.CONFIGS, words).fit()
+        CommandLine(words).fit()
 
 
 def test_summary_is_plain(trained: tuple[Path, CommandLine]) -> None:

@@ -239,7 +239,7 @@ def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.Monk
     words[0] = f"--config={config}"
     said: list[str] = []
     monkeypatch.setattr("condseg.cli.train.rank_zero_info", said.append)
-    main(tiny.CONFIGS, [*words, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    main([*words, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
     assert any(
         line.startswith(f"started from {source}: ")
         and line.endswith(
@@ -280,7 +280,7 @@ def test_a_start_of_another_structure_is_named(
         (start_words("condinst_r50_3y"), "did you mean condinst_r50_3x? There are "),
     ):
         with pytest.raises(SystemExit) as ended:
-            main(tiny.CONFIGS, [*words, f"--data.root={data}", "--trainer.accelerator=cpu"])
+            main([*words, f"--data.root={data}", "--trainer.accelerator=cpu"])
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
 

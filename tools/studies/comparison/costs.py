@@ -105,7 +105,7 @@ def _build(name: str, budget: Budget, configs: Path) -> tuple[CondInstModule, Ba
         "--data.workers=0",
     ]
     with _quiet():
-        cli = CommandLine(configs, words)
+        cli = CommandLine(words)
         picture, trained = (
             next(iter(loader))
             for loader in (cli.datamodule.val_dataloader(), cli.datamodule.train_dataloader())

@@ -1,0 +1,78 @@
+"""Error messages of one line, with the nearest valid name for a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterable
+
+UNKNOWN_KEY = re.compile(
+    r"Group '(\S+)' does not accept option '(\S+)'"
+    r"|unrecognized arguments: --([^\s=]+)"
+    r"|Key '(\S+)' is not expected"
+)
+UNKNOWN_ARGUMENT = re.compile(r"Option '(\S+)' is not accepted")
+CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
+UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+FORBIDDEN_CLASS = re.compile(r"Importing '(\S+)' is not allowed")
+
+
+def one_line(message: str, keys: Iterable[str]) -> str:
+    """Shortens jsonargparse's message to one line and adds the nearest valid name.
+
+    Args:
+        message: of jsonargparse, may have several lines.
+        keys: full names of the parser's arguments.
+    """
+    line = " ".join(message.split())
+    if match := UNKNOWN_KEY.search(line):
+        return unknown_key(".".join(part for part in match.groups() if part), keys)
+    if line.startswith('Parser key "'):
+        line = line.removeprefix('Parser key "').replace('":', ":", 1)
+    key = line.partition(":")[0]
+    if (match := UNKNOWN_ARGUMENT.search(line)) and (owner := CLASS.search(line)):
+        module, _, name = owner[1].rpartition(".")
+        part = getattr(importlib.import_module(module), name)
+        names = inspect.signature(part).parameters
+        return f"{key}: {owner[1]} has no argument {match[1]}{did_you_mean(match[1], names)}"
+    if match := UNKNOWN_CLASS.search(line):
+        return f"{key}: {match[0]}{did_you_mean(match[2], dir(importlib.import_module(match[1])))}"
+    if match := FORBIDDEN_CLASS.search(line):
+        allowed = "condseg, torch.nn, torch.optim and lightning.pytorch"
+        return f"{key}: {match[1]} is not allowed; classes of {allowed} are"
+    return line
+
+
+def unknown_key(key: str, keys: Iterable[str]) -> str:
+    """The message for a key that no argument has."""
+    return f"unknown key {key}{did_you_mean(key, keys)}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """``; did you mean X?`` with the most similar name, or nothing.
+
+    Names with the same prefix come first, as a typo is rarely in two parts of a key.
+    """
+    prefix, _, last = name.rpartition(".")
+    siblings = {n.rpartition(".")[2].lower(): n for n in names if n.rpartition(".")[0] == prefix}
+    close = [siblings[n] for n in difflib.get_close_matches(last.lower(), siblings, 1)]
+    close = close or difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def silence_irrelevant_warnings() -> None:
+    """Hides Lightning's warnings and tips that no user can act on."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # The metrics are already computed over all ranks.
+    warnings.filterwarnings("ignore", message=".*self.log\\('val/")
+    # The frozen stages of a backbone stay in evaluation mode.
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip:" not in record.getMessage())

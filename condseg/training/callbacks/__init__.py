@@ -1,0 +1,16 @@
+"""Callbacks: checkpoints, temperature annealing, weight averaging, progress, drawn images."""
+
+from condseg.training.callbacks.exponential_averaging import ExponentialAveraging
+from condseg.training.callbacks.last_checkpoint import LastCheckpoint, Stopped
+from condseg.training.callbacks.progress import Progress
+from condseg.training.callbacks.temperature_annealing import TemperatureAnnealing
+from condseg.training.callbacks.validation_images import ValidationImages
+
+__all__ = [
+    "ExponentialAveraging",
+    "LastCheckpoint",
+    "Progress",
+    "Stopped",
+    "TemperatureAnnealing",
+    "ValidationImages",
+]
