@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from condseg.training.callbacks import (
 from condseg.training.module import parameter_groups
 from condseg.training.schedules import WarmupCosine, WarmupMultiStep
 from condseg.training.sync_batchnorm import GlobalBatchNorm, SyncBatchNorm
-from condseg.zoo.checkpoint import load, newest_best, restore
+from condseg.zoo.checkpoint import load, restore
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -133,19 +132,6 @@ def test_a_checkpoint_runs_no_code(trained: tuple[Path, CommandLine], tmp_path: 
     torch.save(evil, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match=r"evil\.ckpt: does not fit .*subprocess.Popen"):
         restore(tmp_path / "evil.ckpt")
-
-
-def test_newest_best(tmp_path: Path) -> None:
-    assert newest_best(tmp_path) is None
-    for time, name in enumerate(("a/version_0", "b/version_3", "a/version_1")):
-        folder = tmp_path / name / "checkpoints"
-        folder.mkdir(parents=True)
-        for file in ("last.ckpt", "best.ckpt")[: 1 if name.startswith("b") else 2]:
-            (folder / file).touch()
-            os.utime(folder / file, (time, time))
-    assert newest_best(tmp_path) == tmp_path / "a/version_1/checkpoints/best.ckpt"
-    (tmp_path / "b/version_3/checkpoints/last.ckpt").touch()
-    assert newest_best(tmp_path) == tmp_path / "b/version_3/checkpoints/last.ckpt"
 
 
 def test_groups_of_parameters(trained: tuple[Path, CommandLine]) -> None:
