@@ -1,68 +1,15 @@
 """The fast forms compute what the plain published ones do, and one knob chooses for all."""
 
-import copy
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from condseg.layers import (
-    CondConv2d,
-    DyConv2d,
-    DynamicContextFilter2d,
-    DynamicConv2d,
-    DynamicDilatedFilter2d,
-    DynamicDilatedPyramid2d,
-    DynamicLocalFilter2d,
-    DyNetConv2d,
-    ODConv1d,
-    ODConv2d,
-    set_implementation,
-)
+from condseg.layers import DynamicDilatedPyramid2d, ODConv2d
 from condseg.models import Backbone, CondInst, Criterion, PostProcess
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import Batch, ImageInfo, MaskQueries, Targets
-
-LAYERS = {
-    "odconv": partial(ODConv2d, 4, 6, 3, padding=1, stride=2),
-    "odconv_one_expert": partial(ODConv2d, 4, 6, 1, num_experts=1),
-    "odconv_grouped": partial(ODConv2d, 4, 6, (3, 1), groups=2, bias=False),
-    "odconv_depthwise": partial(ODConv2d, 4, 4, 5, groups=4, padding=2),
-    "odconv_1d": partial(ODConv1d, 4, 6, 3),
-    "condconv": partial(CondConv2d, 4, 6, 3, padding="same"),
-    "dyconv": partial(DyConv2d, 4, 6, 3, groups=2),
-    "dynet": partial(DyNetConv2d, 4, 6, 3, dropout=0.0, mixing="kernels"),
-    "dfn": partial(DynamicConv2d, 4, 6, 3),
-    "dfn_local": partial(DynamicLocalFilter2d, 4, 4, kernel_size=3, mode="perchannel"),
-    "dmnet": partial(DynamicContextFilter2d, 4, 4, 3),
-    "hdfnet": partial(DynamicDilatedFilter2d, 4, 4, 5, dilation=3),
-}
-
-
-@pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_layers(name: str, batch: int) -> None:
-    torch.manual_seed(0)
-    fast = LAYERS[name]().double()
-    reference = copy.deepcopy(fast)
-    assert set_implementation(reference, "reference") >= 1
-    shape = (batch, 4, 7) if name == "odconv_1d" else (batch, 4, 7, 6)
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    guided = isinstance(fast, (DynamicLocalFilter2d, DynamicDilatedFilter2d))
-    results = []
-    for layer in (fast, reference):
-        y: Tensor = layer(x, x) if guided else layer(x)
-        cotangent = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
-        results.append((y, *torch.autograd.grad(y, [x, *layer.parameters()], cotangent)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_unknown_implementation() -> None:
-    # In tests the annotation is checked before the function's own line is reached.
-    with pytest.raises((ValueError, TypeError), match="'quick'"):
-        set_implementation(nn.Linear(1, 1), "quick")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

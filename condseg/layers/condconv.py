@@ -20,16 +20,17 @@ class CondConv2d(ConvSlot):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode: as in ``nn.Conv2d``.
-        num_experts: kernels that are mixed (the paper's n); not normalised, each has its sigmoid.
+        num_experts: kernels that are mixed (the paper's n), weighted by sigmoids.
 
     Shape:
         (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
 
     Source:
         Yang et al., "CondConv: Conditionally Parameterized Convolutions for Efficient Inference",
-        section 3; a bias of the routing and experts' biases as in the published implementations.
+        section 3; the routing's bias and the experts' biases are those of the published code.
     """
 
+    attention_module = "routing_fn"
     # The paper's ResNet-50 and EfficientNet-B0 are dynamic in their last three blocks.
     paper_blocks = 3
 
@@ -66,9 +67,12 @@ class CondConv2d(ConvSlot):
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
     def routing_weights(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e"]:
-        """How much of each expert each sample gets, 0..1."""
+        """Weight 0..1 of each expert for each sample."""
         with full_precision(x):
             return torch.sigmoid(self.routing_fn(pool(x, self.routing_fn.weight)))
+
+    def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
+        return {"kernel": self.routing_weights(x)}
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         routing = self.routing_weights(x)
@@ -77,10 +81,10 @@ class CondConv2d(ConvSlot):
             return mix(routing, self.weight), bias
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """Experts e and n/2 + e have opposite routings.
+        """Route experts e and n/2 + e with opposite signs.
 
-        sigmoid(z) + sigmoid(-z) = 1, so such a pair counts as one expert while each of the two
-        sees other samples. An odd expert is routed by sigmoid(0) = 1/2.
+        sigmoid(z) + sigmoid(-z) = 1, so each pair counts as one expert while its two members
+        weigh samples differently. The routing weight of an odd expert is sigmoid(0) = 1/2.
         """
         half, share = self.num_experts // 2, 2 / self.num_experts
         rows = (self.routing_fn.weight, self.routing_fn.bias)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.implementation import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, resize_like
 from condseg.layers.slot import ConvSlot, Sizes
@@ -25,24 +24,22 @@ def dynamic_local_filter(
     kernel_size: tuple[int, int],
     mode: Mode = "shared",
     dilation: int = 1,
-    implementation: Implementation = "fast",
 ) -> Float[Tensor, "b o h w"]:
     """Filter every position of x with its own filter (dynamic local filtering layer).
 
     Args:
         x: the map; zeros lie outside of it.
-        filters: T = k_h * k_w taps, row-major, a position. ``"shared"``: F = T, one filter for all
-            channels; ``"perchannel"``: F = C * T, one a channel; ``"joint"``: F = C * T, and the
-            filtered channels are summed.
+        filters: T = k_h * k_w taps, row-major, per position. ``"shared"``: F = T, one filter for
+            all channels; ``"perchannel"``: F = C * T, one per channel; ``"joint"``: F = C * T, and
+            the filtered channels are summed.
         kernel_size: (height, width), odd.
         dilation: distance of neighbouring taps in pixels.
-        implementation: "fast", or "reference", which unfolds the map.
 
     Shape:
         (B, C, H, W) and (B, F, H, W) -> (B, C, H, W), or (B, 1, H, W) for ``"joint"``.
 
     Raises:
-        ValueError: when the number of filter channels does not fit the mode.
+        ValueError: the number of filter channels does not fit the mode.
 
     Source:
         De Brabandere et al., section 3.2, eq. 2 and 3.
@@ -53,8 +50,8 @@ def dynamic_local_filter(
         raise ValueError(
             f"filters: {filters.shape[1]} channels, mode {mode!r} needs {groups * taps}"
         )
-    by_tap = filters.unflatten(1, (groups, taps))
-    y = filter_locally(x, by_tap, kernel_size, dilation, implementation)
+    by_tap = filters.unflatten(1, (groups, taps))  # (B, 1 or C, T, H, W)
+    y = filter_locally(x, by_tap, kernel_size, dilation)  # (B, C, H, W)
     return y.sum(1, keepdim=True) if mode == "joint" else y
 
 
@@ -66,7 +63,7 @@ class FilterGenerator(nn.Sequential):
 
     Source:
         De Brabandere et al., section 4: convolutional encoder-decoder with a 1x1 end; here one
-        level deep, since it is one layer of a larger network.
+        level deep, because it is one layer of a larger network.
     """
 
     def __init__(self, guide_channels: int, filters: int, width: int = 32) -> None:
@@ -88,14 +85,14 @@ class FilterGenerator(nn.Sequential):
 
 
 class DynamicLocalFilter2d(nn.Module):
-    r"""Filters every position with a filter of its own, generated from a second input.
+    r"""Filters every position with its own filter, generated from a second input.
 
     .. math:: y(i, j) = \sum_{u, v} F_{ij}(u, v)\; x(i + u, j + v), \qquad F = g(\text{guide})
 
     Args:
         in_channels: channels of x.
         guide_channels: channels of the guide.
-        out_channels: when it is not what filtering gives, a 1x1 convolution follows.
+        out_channels: if not the number of filtered channels, a 1x1 convolution follows.
         kernel_size: (height, width) of a filter, odd.
         dilation: distance of neighbouring taps in pixels.
         mode: see :func:`dynamic_local_filter`.
@@ -109,8 +106,6 @@ class DynamicLocalFilter2d(nn.Module):
     Source:
         De Brabandere et al., "Dynamic Filter Networks", section 3.2.
     """
-
-    implementation: Implementation = "fast"
 
     def __init__(
         self,
@@ -143,23 +138,22 @@ class DynamicLocalFilter2d(nn.Module):
         self.fuse = nn.Identity() if out == filtered else nn.Conv2d(filtered, out, 1)
 
     def filters(self, guide: Float[Tensor, "b g h w"]) -> Float[Tensor, "b f h w"]:
-        """The filters that the guide asks for, at its own resolution."""
+        """Filters generated from the guide, at its resolution."""
         logits: Tensor = self.generator(guide)
         if not self.softmax:
             return logits
-        by_channel: Tensor = logits.unflatten(1, (self.groups, -1))
+        by_channel: Tensor = logits.unflatten(1, (self.groups, -1))  # (B, 1 or C, T, H, W)
         return by_channel.softmax(2).flatten(1, 2)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], guide: Float[Tensor, "b g h2 w2"]
     ) -> Float[Tensor, "b o h w"]:
         filters = self.filters(resize_like(guide, x))
-        y: Tensor = self.fuse(
-            dynamic_local_filter(
-                x, filters, self.kernel_size, self.mode, self.dilation, self.implementation
-            )
-        )
+        y: Tensor = self.fuse(self._filter(x, filters))
         return y
+
+    def _filter(self, x: Tensor, filters: Tensor) -> Tensor:
+        return dynamic_local_filter(x, filters, self.kernel_size, self.mode, self.dilation)
 
 
 class DynamicConv2d(ConvSlot):
@@ -171,12 +165,12 @@ class DynamicConv2d(ConvSlot):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode: as in ``nn.Conv2d``.
-        guide_channels: channels of the second input; in_channels when None.
+        guide_channels: channels of the second input; in_channels by default.
         hidden_channels: width of the filter-generating network's hidden layer.
 
     Shape:
         (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; the guide (B, C_guide, ...), a map
-        of any size or a vector, is x itself when it is not given.
+        of any size or a vector, is x by default.
 
     Source:
         De Brabandere et al., "Dynamic Filter Networks", section 3.1 (dynamic convolution) and the
@@ -216,12 +210,12 @@ class DynamicConv2d(ConvSlot):
         self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
         base = torch.empty(1, *self.kernel_shape)
         init_like_conv_(base, None if self.bias is None else self.bias.data)
-        # The kernel starts as a usual random one, and the guide moves it from there.
+        # The kernel starts as nn.Conv2d's random one plus an offset that depends on the guide.
         self.generate.bias.data.copy_(base.flatten())
         self.generate.weight.data.mul_(base.std(correction=0))
 
     def kernels(self, guide: Float[Tensor, "b g *s"]) -> Float[Tensor, "b o c_per_group *k"]:
-        """The kernels that the guide asks for."""
+        """Kernels generated from the guide, one per sample."""
         with full_precision(guide):
             pooled = pool(guide, self.hidden.weight)
             generated: Tensor = self.generate(F.relu(self.hidden(pooled)))
@@ -239,7 +233,7 @@ class DynamicConv2d(ConvSlot):
         return self._convolve(x, *self.kernel_and_bias(x, guide))
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """The static kernel is the generator's last bias; there are no experts."""
+        """The static kernel becomes the generator's last bias; there are no experts."""
         nn.init.zeros_(self.generate.weight)
         self.generate.bias.copy_(weight.flatten())
 

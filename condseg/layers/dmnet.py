@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.implementation import Implementation
 from condseg.layers.parts import Norm, check_sizes, map_norm, positive
 from condseg.layers.per_sample import conv_per_sample
 from condseg.layers.winograd import Conv3x3
 
 
 class _ConvNormAct(nn.Module):
-    """Convolution -> norm -> ReLU; the convolution has a bias only where no norm follows."""
+    """Convolution -> norm -> ReLU; the convolution has a bias only without a norm."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm, act: bool = True
@@ -45,21 +44,19 @@ class DynamicContextFilter2d(nn.Module):
     Args:
         in_channels: channels of x.
         channels: channels of f(x) and of the result.
-        filter_size: k, the kernel's height and width; zero padding keeps the map's size, an even
-            kernel has one pixel more at the left and the top.
-        guide_channels: channels of the map from which the filters are pooled; x's when None.
+        filter_size: k, the kernel's height and width; zero padding keeps the map's size, with one
+            pixel more at the left and the top for an even kernel.
+        guide_channels: channels of the map from which the filters are pooled; x's by default.
         fusion: whether a 1x1 convolution follows.
         norm: batch as published, layer, or none.
 
     Shape:
-        (B, C, H, W) -> (B, channels, H, W); the guide (B, C_guide, any size) is x unless given.
+        (B, C, H, W) -> (B, channels, H, W); the guide (B, C_guide, any size) is x by default.
 
     Source:
         He et al., "Dynamic Multi-scale Filters for Semantic Segmentation", section 3.2, fig. 2.
-        The guide is ours: with it the filters can come from a second picture.
+        The guide is ours: with it the filters can be computed from a second image.
     """
-
-    implementation: Implementation = "fast"
 
     def __init__(
         self,
@@ -81,7 +78,7 @@ class DynamicContextFilter2d(nn.Module):
         self.fusion_conv = _ConvNormAct(channels, channels, 1, norm) if fusion else nn.Identity()
 
     def filters(self, guide: Float[Tensor, "b g h w"]) -> Float[Tensor, "b c k k"]:
-        """The kernels that the guide asks for, one a channel."""
+        """Kernels pooled from the guide, one per channel."""
         pooled = F.adaptive_avg_pool2d(guide, self.filter_size)
         kernels: Tensor = self.filter_gen_conv(pooled)
         return kernels
@@ -95,30 +92,27 @@ class DynamicContextFilter2d(nn.Module):
         before = self.filter_size - 1 - after
         if before != after:
             x, before, after = F.pad(x, (before, after, before, after)), 0, 0
-        y = conv_per_sample(
-            x,
-            kernels.unsqueeze(2),
-            padding=(after, after),
-            groups=x.shape[1],
-            implementation=self.implementation,
-        )
+        y = self._convolve(x, kernels.unsqueeze(2), after)
         fused: Tensor = self.fusion_conv(F.relu(self.norm(y)))
         return fused
 
+    def _convolve(self, x: Tensor, kernels: Tensor, padding: int) -> Tensor:
+        return conv_per_sample(x, kernels, padding=(padding, padding), groups=x.shape[1])
+
 
 class DynamicMultiScaleFilter2d(nn.Module):
-    """DMNet's filtering at several scales: x beside its filtered versions, then a 3x3 convolution.
+    """DMNet's filtering at several scales: x and its filtered versions, then a 3x3 convolution.
 
     Args:
         in_channels: channels of x.
-        guide_channels: channels of the map from which the filters are pooled; x's when None.
-        out_channels: in_channels when None.
-        channels: channels of each scale; out_channels when None.
-        filter_sizes: one parallel branch each.
+        guide_channels: channels of the map from which the filters are pooled; x's by default.
+        out_channels: in_channels by default.
+        channels: channels of each scale; out_channels by default.
+        filter_sizes: of the parallel branches.
         fusion, norm: of the branches, see :class:`DynamicContextFilter2d`.
 
     Shape:
-        (B, C, H, W) -> (B, O, H, W); the guide (B, C_guide, any size) is x unless given.
+        (B, C, H, W) -> (B, O, H, W); the guide (B, C_guide, any size) is x by default.
 
     Source:
         He et al., "Dynamic Multi-scale Filters for Semantic Segmentation", section 3.1.

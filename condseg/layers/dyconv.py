@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers.parts import (
     Annealed,
@@ -43,7 +44,7 @@ class DyConv2d(ConvSlot, Annealed):
             padding_mode: as in ``nn.Conv2d``.
         num_experts: kernels that are mixed (the paper's K).
         reduction: width of the attention network relative to in_channels; one is added to it, and
-            for pictures (3 channels) it is num_experts, both as in the public implementation.
+            for images (3 channels) it is num_experts, both as in the public implementation.
         temperature: of the softmax; annealed from about 30 to 1 over the first epochs.
 
     Shape:
@@ -53,6 +54,7 @@ class DyConv2d(ConvSlot, Annealed):
         Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", eq. 2 and 4.
     """
 
+    attention_module = "attention"
     # The paper's networks are dynamic in all convolutions but the first.
     paper_shortcuts = True
 
@@ -92,11 +94,22 @@ class DyConv2d(ConvSlot, Annealed):
         self._add_temperature(temperature)
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
+    def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
+        with full_precision(x):
+            return {"kernel": self.attention(x, self.temperature)}
+
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             attention = self.attention(x, self.temperature)
             bias = None if self.bias is None else mix(attention, self.bias)
             return mix(attention, self.weight), bias
+
+    def fold_norm_(self, norm: _BatchNorm) -> bool:
+        self._fold_into_experts_(norm)
+        assert self.bias is not None
+        if self.bias.dim() == 1:  # attentions sum to one: every expert has the whole bias
+            self.bias = nn.Parameter(self.bias.detach().repeat(self.num_experts, 1))
+        return True
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
         start_twins_(self.weight, weight, spread, *self.attention.fc2.parameters())

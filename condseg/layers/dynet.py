@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
-from condseg.layers.per_sample import conv_experts, conv_per_sample, mix
+from condseg.layers.per_sample import conv_experts, mix
 from condseg.layers.slot import ConvSlot, Sizes
 
 
@@ -37,6 +38,8 @@ class DyNetConv2d(ConvSlot):
         Zhang et al., "DyNet: Dynamic Convolution for Accelerating Convolutional Neural Networks",
         sections 3.2 and 3.3.
     """
+
+    attention_module = "coefficient_fn"
 
     def __init__(
         self,
@@ -77,31 +80,36 @@ class DyNetConv2d(ConvSlot):
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
     def coefficients(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e o"]:
-        """Share of each expert in each output channel; the experts' shares sum to one."""
+        """Weight of each expert for each output channel; a softmax over the experts."""
         with full_precision(x):
             pooled = F.dropout(pool(x, self.coefficient_fn.weight), self.dropout, self.training)
             logits: Tensor = self.coefficient_fn(pooled)
             return logits.view(-1, self.num_experts, self.out_channels).softmax(dim=1)
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
+        if self.mixing == "kernels" or (self.mixing == "auto" and not self.training):
+            return super().forward(x)
         coefficients = self.coefficients(x)
         x, padding = self.pad(x)
-        where = (self.stride, padding, self.dilation, self.groups)
+        maps = conv_experts(x, self.weight, self.stride, padding, self.dilation, self.groups)
         ones = (1,) * self.dims
-        if self.mixing == "features" or (self.mixing == "auto" and self.training):
-            maps = conv_experts(x, self.weight, *where)
-            shares = coefficients.to(maps.dtype)
-            y = (maps * shares.view(*shares.shape, *ones)).sum(1)
-        else:
-            with full_precision(x):
-                kernel = mix(coefficients, self.weight)
-            y = conv_per_sample(x, kernel, None, *where, implementation=self.implementation)
+        coefficients = coefficients.to(maps.dtype).view(*coefficients.shape, *ones)
+        y = (maps * coefficients).sum(1)  # (B, E, O, *s) -> (B, O, *s)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
+
+    def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
+        """Means of the coefficients over the output channels, and each channel's maximum."""
+        coefficients = self.coefficients(x)  # (B, E, O)
+        return {"kernel": coefficients.mean(2), "filter": coefficients.amax(1)}
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             kernel = mix(self.coefficients(x), self.weight)
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
+
+    def fold_norm_(self, norm: _BatchNorm) -> bool:
+        self._fold_into_experts_(norm)
+        return True
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
         head, shape = self.coefficient_fn, (self.num_experts, self.out_channels)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from condseg.layers.implementation import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.layers.parts import Norm, check_sizes, map_norm, positive, resize_like
 from condseg.layers.winograd import Conv3x3
@@ -38,7 +37,7 @@ class DenseLayer2d(nn.Module):
     Args:
         in_channels, out_channels: of the map and of the result.
         reduction: the steps are out_channels // reduction wide.
-        steps: number of dense steps; each sees all earlier ones.
+        steps: number of dense steps; each reads all earlier ones.
         norm: batch as published, layer, or none.
 
     Shape:
@@ -46,7 +45,7 @@ class DenseLayer2d(nn.Module):
 
     Source:
         Pang et al., "Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection",
-        section 3.2, as in the published code: only the last step meets the map again.
+        section 3.2, as in the published code: only the last step is joined with the map.
     """
 
     def __init__(
@@ -111,11 +110,11 @@ class DenseTransport2d(nn.Module):
 
 
 class DynamicDilatedFilter2d(nn.Module):
-    r"""Filters every pixel of every channel with a dilated 3x3 kernel made from a guide.
+    r"""Filters every pixel of every channel with a dilated kernel generated from a guide.
 
     .. math:: y_{c,p} = \sum_{t} k_{c,t,p}(\text{guide})\; x_{c,\, p + d\,\delta_t}
 
-    and a 3x3 convolution after it.
+    followed by a 3x3 convolution.
 
     Args:
         in_channels, guide_channels, out_channels: of x, of the guide, of the result.
@@ -131,8 +130,6 @@ class DynamicDilatedFilter2d(nn.Module):
     Source:
         Pang et al., section 3.3, eq. 2.
     """
-
-    implementation: Implementation = "fast"
 
     def __init__(
         self,
@@ -158,8 +155,8 @@ class DynamicDilatedFilter2d(nn.Module):
         self.fuse = Conv3x3(in_channels, out_channels)
 
     def kernels(self, guide: Float[Tensor, "b g h w"]) -> Float[Tensor, "b c t h w"]:
-        """The kernels that the guide asks for: T taps, row-major, a channel and a pixel."""
-        generated: Tensor = self.generate_kernel(guide)
+        """Kernels generated from the guide: T taps, row-major, per channel and pixel."""
+        generated: Tensor = self.generate_kernel(guide)  # (B, C T, H, W)
         by_channel: Tensor = generated.unflatten(1, (self.in_channels, self.kernel_size**2))
         return by_channel
 
@@ -168,7 +165,7 @@ class DynamicDilatedFilter2d(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """The dynamic filtering alone."""
         size = (self.kernel_size, self.kernel_size)
-        return filter_locally(x, kernels, size, self.dilation, self.implementation)
+        return filter_locally(x, kernels, size, self.dilation)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], guide: Float[Tensor, "b g h2 w2"]
@@ -178,15 +175,15 @@ class DynamicDilatedFilter2d(nn.Module):
 
 
 class DynamicDilatedPyramid2d(nn.Module):
-    """Dynamic dilated pyramid module: dynamic filtering at several dilations, beside the input.
+    """Dynamic dilated pyramid module: dynamic filtering at several dilations.
 
-    x -> 1x1 convolution -> one :class:`DynamicDilatedFilter2d` a dilation, all with kernels from
-    the guide -> concatenated with what the 1x1 convolution gave -> 3x3 convolution, norm, ReLU.
+    x -> 1x1 convolution -> one :class:`DynamicDilatedFilter2d` per dilation, all with kernels from
+    the guide -> concatenated with the 1x1 convolution's output -> 3x3 convolution, norm, ReLU.
 
     Args:
         in_channels, guide_channels, out_channels: of x, of the guide, of the result.
         kernel_size: of the dynamic kernels, odd.
-        dilations: one branch each.
+        dilations: of the parallel branches.
         reduction: the branches are out_channels // reduction wide.
         steps: dense steps of the kernel-generating networks.
         norm: batch as published, layer, or none.
@@ -240,7 +237,7 @@ class DynamicDilatedPyramid2d(nn.Module):
 
 
 class HybridEnhancedLoss(NamedTuple):
-    """loss is the mean of edge + region; both are given a picture and a channel."""
+    """loss is the mean of edge + region, which are per image and channel."""
 
     loss: Float[Tensor, ""]
     edge: Float[Tensor, "n c"]
@@ -251,12 +248,12 @@ def hybrid_enhanced_loss(
     probabilities: Float[Tensor, "n c h w"],
     target: Float[Tensor, "n c h w"] | Bool[Tensor, "n c h w"],
 ) -> HybridEnhancedLoss:
-    r"""HDFNet's loss: the error along the edges, and the missed shares of figure and ground.
+    r"""HDFNet's loss: the error along the edges, and the missed parts of foreground and background.
 
     .. math:: \frac{\sum_{p \in E} |P - T|}{|E|}
         + \frac{\sum T (1 - P)}{\sum T} + \frac{\sum (1 - T) P}{\sum (1 - T)}
 
-    where E are the pixels that differ from the mean of their 5x5 window (outside counts as zero).
+    where E are the pixels that differ from the mean of their 5x5 window, zero outside the map.
 
     Args:
         probabilities: P, after the sigmoid.
@@ -275,7 +272,7 @@ def hybrid_enhanced_loss(
 
     background = 1 - target
     along_edge = total(edge * (probabilities - target).abs()) / (total(edge) + eps)
-    figure = total(target - target * probabilities) / (total(target) + eps)
-    ground = total(background * probabilities) / (total(background) + eps)
-    region = figure + ground
+    missed = total(target - target * probabilities) / (total(target) + eps)
+    false = total(background * probabilities) / (total(background) + eps)
+    region = missed + false
     return HybridEnhancedLoss((along_edge + region).mean(), along_edge, region)

@@ -1,4 +1,4 @@
-"""A filter of its own for every position: dynamic local filtering, tap by tap, in blocks."""
+"""Dynamic local filtering: every position has a filter of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from condseg import native
-from condseg.layers.implementation import Implementation
 
 BLOCK = 2**18
-"""Numbers of a map that are worked on at a time: about what a core's cache holds."""
+"""Elements of a map processed at a time: about a core's cache."""
 
 
 def filter_locally(
@@ -24,46 +23,35 @@ def filter_locally(
     filters: Float[Tensor, "b f t h w"],
     kernel_size: tuple[int, int],
     dilation: int = 1,
-    implementation: Implementation = "fast",
 ) -> Float[Tensor, "b c h w"]:
     r"""Filter every position with its own kernel (dynamic local filtering).
 
     .. math:: y_{c,p} = \sum_t k_{c,t,p}\; x_{c,\, p + d \delta_t}, \qquad
         \delta_t = (t \div k_w - k_h \div 2,\; t \bmod k_w - k_w \div 2)
 
-    The fast form never has the unfolded map, T times as large as x, neither forward nor backward:
-    a loop in C++ reads every filter once; without it, the sum goes tap by tap, in blocks that stay
-    in the cache.
+    The unfolded map, T times as large as x, is never in memory, neither forward nor backward: a
+    loop in C++ reads every filter once; without it, taps are summed one by one, in blocks that
+    stay in the cache.
 
     Args:
         x: the map; zeros lie outside of it.
-        filters: T = k_h * k_w taps, row-major, a channel and a position; F = C, or 1 for one
+        filters: T = k_h * k_w taps, row-major, per channel and position; F = C, or 1 for one
             filter that all channels share.
         kernel_size: (height, width), odd.
         dilation: distance of neighbouring taps in pixels.
-        implementation: "fast", or "reference", which unfolds the map as the published codes do.
 
     Shape:
         (B, C, H, W) and (B, C or 1, T, H, W) -> (B, C, H, W).
     """
     filters = filters.to(x.dtype)
-    if implementation == "reference":
-        return _unfolded(x, filters, kernel_size, dilation)
     if torch.compiler.is_compiling():
-        return _tap_by_tap(x, filters, kernel_size, dilation)  # the compiler makes one loop of it
+        return _tap_by_tap(x, filters, kernel_size, dilation)  # compiled into one loop
     shape = x.shape
     if filters.shape[1] == x.shape[1]:
         # Channels that share no filter are as independent as samples.
         x, filters = x.reshape(-1, 1, *x.shape[2:]), filters.reshape(-1, 1, *filters.shape[2:])
     apply: Callable[..., Tensor] = _FilterLocally.apply
     return apply(x, filters, kernel_size, dilation).view(shape)
-
-
-def _unfolded(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
-    kh, kw = kernel_size
-    padding = (dilation * (kh // 2), dilation * (kw // 2))
-    windows = F.unfold(x, kernel_size, dilation, padding).view(*x.shape[:2], -1, *x.shape[2:])
-    return (windows * filters).sum(2)
 
 
 def _tap_by_tap(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers.parts import (
     Annealed,
@@ -24,7 +25,7 @@ from condseg.layers.slot import ConvSlot, Sizes
 
 
 class ODAttention(NamedTuple):
-    """The four attentions of a batch; None where the layer has no use for one."""
+    """The four attentions of a batch; None where the layer does not use one."""
 
     channel: Float[Tensor, "b c"]
     filter: Float[Tensor, "b o"] | None
@@ -76,15 +77,16 @@ class _Attention(nn.Module):
 
 
 class ODConv2d(ConvSlot, Annealed):
-    r"""Convolution whose kernel is attended along all four of its axes, from the input itself.
+    r"""Convolution whose kernel has attentions along its four axes, computed from the input.
 
     .. math:: y = \Big(\sum_e \alpha_w^e\, \alpha_f \odot \alpha_c \odot \alpha_s \odot W_e\Big)
         * x + b
 
     The spatial attention :math:`\alpha_s`, the channel attention :math:`\alpha_c` and the filter
-    attention :math:`\alpha_f` are sigmoids, the kernel attention :math:`\alpha_w` a softmax over
-    the experts, all of one small network of the globally pooled input. With one expert there is no
-    :math:`\alpha_w`; with a 1x1 kernel no :math:`\alpha_s`; depthwise no :math:`\alpha_f`.
+    attention :math:`\alpha_f` are sigmoids, the kernel attention :math:`\alpha_w` is a softmax
+    over the experts. One small network computes them from the globally pooled input. With one
+    expert there is no :math:`\alpha_w`; with a 1x1 kernel no :math:`\alpha_s`; depthwise no
+    :math:`\alpha_f`.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
@@ -99,10 +101,13 @@ class ODConv2d(ConvSlot, Annealed):
         (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
 
     Source:
-        Li et al., "Omni-Dimensional Dynamic Convolution", eq. 2 and section 3.2. Deviations: a
-        bias (the published layer has none) is added unattended, so that a static one carries over;
-        at batch 1 the batch norm uses its running statistics, where the published layer stops.
+        Li et al., "Omni-Dimensional Dynamic Convolution", eq. 2 and section 3.2. A bias
+        (the published layer has none) is added without attention, so that the bias of a static
+        convolution can be kept. At batch 1 the attention's batch norm uses its running statistics,
+        where the published layer raises an error.
     """
+
+    attention_module = "attention"
 
     def __init__(
         self,
@@ -150,12 +155,10 @@ class ODConv2d(ConvSlot, Annealed):
             nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
-        if self.implementation == "reference":
-            return self._reference(x)
         with full_precision(x):
             attention = self.attention(x, self.temperature)
-            # Channel and filter attention scale the maps or the kernel, whichever has fewer
-            # numbers; a kernel that they leave alone may then be shared by all samples.
+            # Channel and filter attention scale the maps or the kernel, whichever is smaller. A
+            # kernel that they do not scale may then be shared by all samples.
             fold = math.prod(self.kernel_shape) < x[:1].numel()
         channel, filter_ = (None, None) if fold else (attention.channel, attention.filter)
         ones = (1,) * self.dims
@@ -179,39 +182,22 @@ class ODConv2d(ConvSlot, Annealed):
         y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
-    def _reference(self, x: Tensor) -> Tensor:
-        """The published form: attended experts are summed, samples are groups of a convolution."""
-        batch, ones = x.shape[0], (1,) * self.dims
-        with full_precision(x):
-            channel, filter_, spatial, experts = self.attention(x, self.temperature)
-            shares = x.new_ones(batch, 1, *(1,) * (2 + self.dims), dtype=self.weight.dtype)
-            if spatial is not None:
-                shares = shares * spatial.view(batch, 1, 1, 1, *self.kernel_size)
-            if experts is not None:
-                shares = shares * experts.view(batch, -1, 1, 1, *ones)
-            kernel = (shares * self.weight).sum(1)
-        x, padding = self.pad(x * channel.to(x.dtype).view(batch, -1, *ones))
-        where = (self.stride, padding, self.dilation, self.groups)
-        y = conv_per_sample(x, kernel, None, *where, implementation="reference")
-        if filter_ is not None:
-            y = y * filter_.to(y.dtype).view(batch, -1, *ones)
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
-
     def _kernel(self, attention: ODAttention, fold: bool, rows: slice = slice(None)) -> Tensor:
-        """(B, O, C / groups, *k) kernels of the samples, or some rows of O."""
+        """Kernels of the samples, (B, O, C / groups, *k), or of some output channels."""
         channel, filter_, spatial, experts = attention
         weight = self.weight[:, rows]
         per_group = (self.groups, weight.shape[1] // self.groups)
         kernel = weight if experts is None else mix(experts, weight)
         kernel = kernel.flatten(3).unflatten(1, per_group)  # (B or 1, g, O/g, C/g, T)
-        # The factors meet each other before they meet the kernel, which is larger than they are.
+        # Attentions are multiplied with each other first: the kernel is larger than they are.
         factor = None
         if spatial is not None:
-            factor = spatial.view(-1, 1, 1, 1, spatial.shape[1])
+            factor = spatial.view(-1, 1, 1, 1, spatial.shape[1])  # (B, 1, 1, 1, T)
         if fold:
+            # (B, g, 1, C/g, 1)
             by_channel = channel.view(-1, self.groups, 1, self.in_channels // self.groups, 1)
             factor = by_channel if factor is None else by_channel * factor
-        # What was just mixed, and no gradient needs, is changed in place.
+        # A kernel that was just mixed, and that no gradient needs, is scaled in place.
         times = torch.mul if experts is None or torch.is_grad_enabled() else Tensor.mul_
         if factor is not None:
             kernel = times(kernel, factor)
@@ -220,13 +206,23 @@ class ODConv2d(ConvSlot, Annealed):
         kernels: Tensor = kernel.reshape(-1, weight.shape[1], *self.kernel_shape[1:])
         return kernels
 
+    def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
+        with full_precision(x):
+            channel, filter_, spatial, kernel = self.attention(x, self.temperature)
+        axes = {"kernel": kernel, "filter": filter_, "channel": channel, "spatial": spatial}
+        return {axis: values for axis, values in axes.items() if values is not None}
+
+    def fold_norm_(self, norm: _BatchNorm) -> bool:
+        self._fold_into_experts_(norm)
+        return True
+
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             kernel = self._kernel(self.attention(x, self.temperature), fold=True)
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """The sigmoid heads start at zero, so each is 1/2, which the kernel makes up for."""
+        """Sigmoid heads start at zero, an attention of 1/2, for which the kernel is scaled."""
         for head in (heads := self.attention.sigmoid_heads):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)

@@ -1,11 +1,14 @@
-"""The one place that knows how a batch of different kernels is convolved.
+"""Convolves each sample of a batch with a kernel of its own.
 
-Everything here is exact; what is chosen is only the order of the arithmetic. Measured on CPU, a
-grouped convolution with B*groups groups costs what one shared kernel costs (depthwise, 3x3 and
-5x5, forward and backward), and 1x1 kernels are fastest as a batched matrix product; unfolding and
-summing over taps were slower. One convolution a sample is slower, too, except on CPU for kernels
-without groups (at ResNet-50's sizes and batch 8 as fast, or up to twice) and for maps in
-channels_last, whose depthwise kernels are twice as fast and know no B*groups groups without a copy.
+All paths compute the same sum; only the order of the arithmetic differs. Measured on CPU:
+
+- one convolution with B * groups groups takes as long as one shared kernel (depthwise, 3x3 and
+  5x5, forward and backward);
+- 1x1 kernels are fastest as a batched matrix product;
+- unfolding, or a sum over taps, is slower;
+- one convolution per sample is slower, except for kernels without groups (as fast at ResNet-50's
+  sizes and batch 8, or up to twice as fast) and for maps in channels_last, whose depthwise kernels
+  are twice as fast and need a copy for B * groups groups.
 
 B samples, E experts, C input channels, O output channels, *k the kernel's size, *s the map's.
 """
@@ -21,11 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from condseg.layers.depthwise import conv_depthwise
-from condseg.layers.implementation import Implementation
 from condseg.layers.winograd import conv3x3
 
 Steps = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # stride, padding, dilation
-BLOCK, OUTPUTS = 2**21, 32  # numbers of the kernels made at a time; in so many output channels
+BLOCK, OUTPUTS = 2**21, 32  # elements of the kernels mixed at a time; multiple of channels
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -37,16 +39,14 @@ def conv_per_sample(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
-    implementation: Implementation = "fast",
 ) -> Float[Tensor, "b o *s_out"]:
     r"""Convolve every sample with its own kernel: :math:`y_b = W_b * x_b + \beta_b`.
 
     Args:
         x: the maps; the batch may be empty.
-        weight: one kernel a sample, laid out as ``nn.Conv2d`` has it.
-        bias: one bias a sample.
+        weight: one kernel per sample, with the axes of ``nn.Conv2d.weight``.
+        bias: one bias per sample.
         stride, padding, dilation, groups: as in ``nn.Conv2d``; padding is with zeros.
-        implementation: "fast", or "reference", which has the samples as groups of one convolution.
 
     Shape:
         (B, C, *s) and (B, O, C / groups, *k) -> (B, O, *s_out), in one, two or three dimensions.
@@ -56,8 +56,6 @@ def conv_per_sample(
     steps: Steps = (tuple(stride), tuple(padding), tuple(dilation))
     if batch == 0:
         y = CONV[dims](x, weight.sum(0), None, *steps, groups)
-    elif implementation == "reference":
-        y = _samples_as_groups(x, weight, steps, groups)
     elif batch == 1:
         return _conv_one(x, weight[0], None if bias is None else bias[0], steps, groups)
     elif math.prod(weight.shape[3:]) == 1:
@@ -84,9 +82,10 @@ def _conv_one(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, grou
 
 
 def _samples_as_groups(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:
-    """The published form: all samples side by side, as groups of one convolution."""
+    """All samples in one convolution, as its groups."""
     batch = x.shape[0]
-    beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
+    beside = x.reshape(1, -1, *x.shape[2:])  # (1, B C, *s)
+    kernels = weight.flatten(0, 1)  # (B O, C/g, *k)
     y = CONV[x.dim() - 2](beside, kernels, None, *steps, batch * groups)
     return y.view(batch, -1, *y.shape[2:])
 
@@ -100,17 +99,18 @@ def _matmul_per_sample(
         x = x[(slice(None), slice(None), *(slice(None, None, s) for s in stride))]
     batch, out_channels, size = x.shape[0], weight.shape[1], x.shape[2:]
     if groups == 1 and is_channels_last(x):
+        # (B, N, C) (B, C, O) -> (B, N, O)
         rows = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), weight.flatten(2).transpose(1, 2))
         return rows.view(batch, *size, out_channels).permute(0, 3, 1, 2)
-    x = x.reshape(batch * groups, x.shape[1] // groups, -1)
-    weight = weight.reshape(batch * groups, out_channels // groups, -1)
+    x = x.reshape(batch * groups, x.shape[1] // groups, -1)  # (B g, C/g, N)
+    weight = weight.reshape(batch * groups, out_channels // groups, -1)  # (B g, O/g, C/g)
     return torch.bmm(weight, x).view(batch, out_channels, *size)
 
 
 def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[slice]:
-    """Output channels whose kernels of all samples stay in the cache between their making and use.
+    """Blocks of output channels whose kernels fit the cache from mixing to convolution.
 
-    On the CPU and without gradients, which would keep all kernels in any case.
+    On CPU without gradients; gradients keep all kernels anyway.
 
     Args:
         x: the maps.
@@ -118,8 +118,8 @@ def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[s
         groups: of the convolution; with several, all channels are one block.
     """
     out, *each = kernel_shape
-    most = BLOCK // max(1, len(x) * math.prod(each))
-    step = OUTPUTS * max(1, most // OUTPUTS)
+    fitting = BLOCK // max(1, len(x) * math.prod(each))
+    step = OUTPUTS * max(1, fitting // OUTPUTS)
     whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or groups > 1
     if whole or x.device.type != "cpu" or step >= out:
         return [slice(None)]
@@ -127,7 +127,7 @@ def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[s
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether a map lies in memory pixel by pixel (and not, as well, channel by channel)."""
+    """Whether a map is channels_last in memory, and not contiguous as well."""
     return (
         x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -141,7 +141,7 @@ def mix(
     r"""Mix experts for each sample: :math:`W_b = \sum_e c_{be} W_e`.
 
     Args:
-        coefficients: (B, E), or (B, E, O) for one mixture an output channel.
+        coefficients: (B, E), or (B, E, O) for one mixture per output channel.
         experts: (E, O, ...) kernels or biases.
 
     Shape:
@@ -161,9 +161,10 @@ def conv_experts(
     dilation: Sequence[int],
     groups: int,
 ) -> Float[Tensor, "b e o *s_out"]:
-    """Convolve every sample with every expert, as one ordinary convolution of E*O channels."""
+    """Convolve every sample with every expert, as one convolution with E * O output channels."""
     num, out = experts.shape[:2]
-    stacked = experts.unflatten(1, (groups, out // groups)).transpose(0, 1).flatten(0, 2)
+    stacked = experts.unflatten(1, (groups, out // groups)).transpose(0, 1)  # (g, E, O/g, ...)
+    stacked = stacked.flatten(0, 2)  # (g * E * O/g, C/g, *k)
     y = CONV[x.dim() - 2](x, stacked, None, stride, padding, dilation, groups)
-    maps: Tensor = y.unflatten(1, (groups, num, out // groups))
-    return maps.transpose(1, 2).flatten(2, 3)
+    maps: Tensor = y.unflatten(1, (groups, num, out // groups))  # (B, g, E, O/g, *s)
+    return maps.transpose(1, 2).flatten(2, 3)  # (B, E, O, *s)

@@ -1,17 +1,18 @@
-"""What the layers share: nn.Conv2d's place in a network, padding, the start from static weights."""
+"""Base of the dynamic convolutions: nn.Conv2d's arguments, padding, start from static weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from condseg.layers.implementation import Implementation
 from condseg.layers.parts import positive
 from condseg.layers.per_sample import conv_per_sample
 from condseg.layers.winograd import Conv3x3
@@ -20,10 +21,10 @@ Sizes = int | tuple[int, ...]
 Slot = TypeVar("Slot", bound="ConvSlot")
 Module = TypeVar("Module", bound=nn.Module)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-# In a trial (three small layers, targets of four kinds of picture, 300 steps, 3 seeds) SGD came to
-# the same loss with 0 to 0.1, and AdamW to 3 % less (ODConv) or 2.5 % more (DyConv) with 0.03, and
-# to 5 % more (DyConv) with 0.1. Cosines between experts fell to 0.998 with 0.03 where they stay
-# above 0.9997 with 0.
+# In a trial (three small layers, four kinds of images, 300 steps, 3 seeds) SGD reached the same
+# loss with spreads of 0 to 0.1. AdamW reached a loss 3 % lower (ODConv) or 2.5 % higher (DyConv)
+# with 0.03, and 5 % higher (DyConv) with 0.1. The cosine between experts fell to 0.998 with 0.03;
+# with 0 it stays above 0.9997.
 SPREAD = 0.03
 STATIC: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -47,25 +48,26 @@ class ConvFactory(Protocol):
 
 
 class ConvSlot(nn.Module):
-    """Base of the layers that stand where an ``nn.Conv2d`` stood.
+    """Base of the layers that can replace an ``nn.Conv2d``.
 
     Args:
         in_channels, out_channels, kernel_size, stride, dilation, groups, bias: as in ``nn.Conv2d``.
         padding: pixels on both sides, ``"valid"``, ``"same"``, or ``"tf_same"`` (TensorFlow's
-            SAME, which depends on the size of the input; ceil(size / stride) results).
+            SAME, which depends on the size of the input; the output has size ceil(size / stride)).
         padding_mode: zeros, reflect, replicate or circular.
 
     Raises:
-        ValueError: for an argument that ``nn.Conv2d`` would refuse.
+        ValueError: an argument is one that ``nn.Conv2d`` refuses.
     """
 
     bias: Tensor | None
     dims: ClassVar[int] = 2
-    implementation: Implementation = "fast"
+    attention_module: ClassVar[str | None] = None
+    """Name of the submodule that computes the attentions; None without attentions."""
     paper_blocks: ClassVar[int | None] = None
-    """How many of the network's last blocks the paper makes dynamic; None for all of them."""
+    """Number of the network's last blocks that are dynamic in the paper; None for all."""
     paper_shortcuts: ClassVar[bool] = False
-    """Whether it makes the convolutions of shortcuts dynamic, too."""
+    """Whether convolutions of shortcuts are dynamic in the paper."""
 
     def __init__(
         self,
@@ -102,15 +104,15 @@ class ConvSlot(nn.Module):
         self.padding_mode = padding_mode
         self.has_bias = bias
 
-    def _sizes(self, name: str, value: Sizes, least: int) -> tuple[int, ...]:
+    def _sizes(self, name: str, value: Sizes, smallest: int) -> tuple[int, ...]:
         sizes = (value,) * self.dims if isinstance(value, int) else tuple(value)
-        if len(sizes) != self.dims or any(s < least for s in sizes):
-            raise ValueError(f"{name}={value} must be {self.dims} whole numbers >= {least}")
+        if len(sizes) != self.dims or any(s < smallest for s in sizes):
+            raise ValueError(f"{name}={value} must be {self.dims} integers >= {smallest}")
         return sizes
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Shape of one kernel, as ``nn.Conv2d.weight`` has it."""
+        """Shape of one kernel, that of ``nn.Conv2d.weight``."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     @property
@@ -118,7 +120,7 @@ class ConvSlot(nn.Module):
         return self.in_channels == self.out_channels == self.groups
 
     def pad(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Give the map and the symmetric zero padding that is left for the convolution to do."""
+        """Pad the map; return it with the symmetric zero padding left to the convolution."""
         if isinstance(self.padding, tuple):
             sides = [(p, p) for p in self.padding]
         else:
@@ -140,7 +142,7 @@ class ConvSlot(nn.Module):
         return reach // 2, reach - reach // 2
 
     def _apply(self: Slot, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Slot:
-        """Show stacked kernels as one kernel: channels_last is for four dimensions, not five."""
+        """Apply fn to stacked kernels (E, O, ...) as (E * O, ...): channels_last needs 4 axes."""
 
         def on_kernel(x: Tensor) -> Tensor:
             if x.dim() != self.dims + 3:
@@ -154,30 +156,70 @@ class ConvSlot(nn.Module):
     def kernel_and_bias(
         self, x: Float[Tensor, "b c *s"]
     ) -> tuple[Float[Tensor, "b o c_per_group *k"], Float[Tensor, "b o"] | None]:
-        """The kernel and the bias of each sample: convolved with them, it gives the layer's result.
+        """Kernel and bias of each sample; convolving with them computes the layer's output.
 
-        A vector (B, C) stands for any map of this mean: the layers look at nothing else.
+        Args:
+            x: maps, or their means (B, C), on which alone the kernels depend.
         """
         raise NotImplementedError
+
+    def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
+        """Attentions of each sample, by axis; empty for a layer that generates its whole kernel.
+
+        The axes are ``kernel`` (an entry per expert), ``filter`` (per output channel), ``channel``
+        (per input channel) and ``spatial`` (per tap of the kernel).
+        """
+        return {}
+
+    def attention_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the attentions: all of the layer but its experts and its bias.
+
+        The generator of a DFN is not an attention: it generates the whole kernel.
+        """
+        if self.attention_module is not None:
+            yield from self.get_submodule(self.attention_module).parameters()
+
+    def fold_norm_(self, norm: _BatchNorm) -> bool:
+        """Fold a batch norm in evaluation, applied to the output, into experts and bias.
+
+        Returns:
+            False, and the layer is unchanged, where that is not exact or not implemented.
+        """
+        return False
+
+    def _fold_into_experts_(self, norm: _BatchNorm) -> None:
+        """Scale the experts (E, O, ...) per output channel; the bias is (O,) or (E, O)."""
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        self.weight, self.bias = fuse_conv_bn_weights(
+            self.get_parameter("weight"),
+            self.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+            transpose=True,
+        )
+        self.has_bias = True
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
         return self._convolve(x, *self.kernel_and_bias(x))
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         x, padding = self.pad(x)
-        where = (self.stride, padding, self.dilation, self.groups)
-        return conv_per_sample(x, kernel, bias, *where, implementation=self.implementation)
+        return conv_per_sample(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
 
     @torch.no_grad()
     def copy_static_(self, conv: nn.Module, spread: float = SPREAD) -> None:
-        """Compute from now on what the static convolution computes, whatever the input.
+        """Set the parameters so that the layer computes what a static convolution computes.
 
         Args:
             conv: a plain convolution of the same shape.
             spread: distance of the experts' filters from the static ones, relative to the root
-                mean square of each filter's weights. Twins, two and two, lie on opposite sides of
-                the static kernel and start with the same attention, so that it does not show in
-                what the layer computes. Between equal experts (0) attention has no gradient.
+                mean square of each filter's weights. Experts form pairs on opposite sides of the
+                static kernel with the same attention, so the spread does not change the output.
+                With equal experts (0) the attention has no gradient.
         """
         weight, bias = self._static(conv)
         if spread < 0:
@@ -187,26 +229,26 @@ class ConvSlot(nn.Module):
         self._start_from_(weight, spread)
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """Make this the kernel of every sample; the bias is copied already."""
+        """Make this the kernel of every sample; the bias has been copied."""
         raise NotImplementedError
 
     @classmethod
     def from_static(
-        cls: type[Slot], conv: nn.Module, *, spread: float = SPREAD, **knobs: Any
+        cls: type[Slot], conv: nn.Module, *, spread: float = SPREAD, **options: Any
     ) -> Slot:
-        """Build the layer in the place of a static convolution; it computes what that one does.
+        """Build the layer from a static convolution; it computes what the convolution does.
 
         Args:
             conv: an ``nn.Conv1d/2d/3d`` of the layer's dimension, or timm's ``Conv2dSame``.
             spread: see :meth:`copy_static_`.
-            knobs: the layer's own arguments.
+            options: the layer's own arguments.
         """
-        layer = cls(**geometry(conv), **knobs)
+        layer = cls(**geometry(conv), **options)
         layer.copy_static_(conv, spread)
         return place_like(layer, conv)
 
     def why_not_static(self) -> str | None:
-        """Why no plain convolution can stand for the layer, even at a fixed kernel."""
+        """Why no static convolution computes the layer at a fixed kernel; None if one does."""
         if self.padding != "tf_same" or all(s == 1 for s in self.stride):
             return None
         if self.dims == 2 and self.padding_mode == "zeros" and _timm_conv() is not None:
@@ -214,15 +256,19 @@ class ConvSlot(nn.Module):
         return "padding='tf_same' with a stride needs timm's Conv2dSame, 2-D, with zeros"
 
     def to_static(self, kernel: Tensor, bias: Tensor | None = None) -> nn.Module:
-        """Build the plain convolution that has this kernel and bias in the layer's place.
+        """Build the static convolution that has this kernel and bias.
 
-        ``layer.to_static(kernel[0], bias[0])`` of ``kernel, bias = layer.kernel_and_bias(x)``
-        computes for the sample x what the layer does; ``mix(attention, layer.weight)[0]`` is a
-        kernel for an attention of your own.
+        With ``kernel, bias = layer.kernel_and_bias(x)``, ``layer.to_static(kernel[0], bias[0])``
+        computes for the sample x what the layer does. ``mix(attention, layer.weight)[0]`` is the
+        kernel of an attention of your own.
+
+        Args:
+            kernel: (O, C / groups, *k).
+            bias: (O,), or None.
 
         Raises:
-            ValueError: when the kernel or the bias is not of the layer's shape, or
-                :meth:`why_not_static` knows a reason.
+            ValueError: the kernel or the bias has another shape, or :meth:`why_not_static`
+                returns a reason.
         """
         if (why := self.why_not_static()) is not None:
             raise ValueError(why)
@@ -279,7 +325,7 @@ class ConvSlot(nn.Module):
 
 
 def is_static(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether the module is a plain convolution: one that the layers can stand in for."""
+    """Whether the module is a plain convolution, which the layers can replace."""
     return type(conv) in (*STATIC.values(), Conv3x3) or _is_tf_same(conv)
 
 
@@ -300,7 +346,7 @@ def geometry(conv: nn.Module) -> dict[str, Any]:
     """nn.Conv2d's arguments of a static convolution.
 
     Raises:
-        ValueError: when it is not a plain convolution (weights standardised, deformable, ...).
+        ValueError: it is not a plain convolution (weights standardised, deformable, ...).
     """
     if not is_static(conv):
         raise ValueError(f"conv={type(conv).__name__} must be a plain convolution")
@@ -318,7 +364,7 @@ def geometry(conv: nn.Module) -> dict[str, Any]:
 
 
 def place_like(layer: Module, conv: nn.Module) -> Module:
-    """Give the layer the device, precision and mode of the convolution, and freeze it alike."""
+    """Move the layer to the convolution's device, dtype and mode; freeze it if that is frozen."""
     weight = next(conv.parameters())
     if not weight.requires_grad:
         layer.requires_grad_(False)

@@ -275,6 +275,37 @@ def test_state_dict_round_trip(layer: str) -> None:
 
 
 @layers
+def test_attention_parameters(layer: str) -> None:
+    """Exactly those whose change alters the attentions; experts and bias are the others."""
+    dynamic, x = build(layer).eval(), picture()
+    set_temperature(dynamic, 1)
+    before = dynamic.attentions(x)
+    assert all(values.shape[0] == len(x) and values.dim() == 2 for values in before.values())
+    assert bool(before) == (layer != "dfn")
+    found = {id(parameter) for parameter in dynamic.attention_parameters()}
+    for parameter in dynamic.parameters():
+        kept = parameter.detach().clone()
+        nn.init.normal_(parameter)
+        after = dynamic.attentions(x)
+        altered = any(not torch.equal(after[axis], values) for axis, values in before.items())
+        assert altered == (id(parameter) in found)
+        parameter.data.copy_(kept)
+
+
+@layers
+@pytest.mark.parametrize("geometry", ["3x3", "1x1", "depthwise_multiplied"])
+def test_fold_norm(layer: str, geometry: str) -> None:
+    dynamic, x = build(layer, geometry).eval(), picture()
+    norm = nn.BatchNorm2d(dynamic.out_channels).eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.uniform_(0.5, 2)
+    before, expected = dynamic(x), norm(dynamic(x))
+    folds = layer.startswith(("odconv", "dyconv", "dynet"))
+    assert dynamic.fold_norm_(norm) == folds
+    torch.testing.assert_close(dynamic(x), expected if folds else before, rtol=1e-5, atol=1e-5)
+
+
+@layers
 def test_batch_of_one_value_trains(layer: str) -> None:
     dynamic = build(layer, "1x1").train()
     before = {k: v.clone() for k, v in dynamic.state_dict().items() if "running" in k}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies.benchmarks.measure import multiply_adds
+from studies.published.layers import publish
 from torch import Tensor, nn
 
 from condseg import native
@@ -212,8 +213,7 @@ def test_use_conv3x3() -> None:
 def test_dynamic_kernels_take_it_too() -> None:
     torch.manual_seed(0)
     fast = ODConv2d(6, 8, 3, padding=1, num_experts=2).eval()
-    reference = copy.deepcopy(fast)
-    set_implementation(reference, "reference")
+    reference = publish(fast)
     x = pixelwise(2, 6, 12, 16)
     assert "Winograd" in graph(fast(x))
     with torch.no_grad():

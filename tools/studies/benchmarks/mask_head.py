@@ -23,6 +23,7 @@ from studies.benchmarks.compare import Comparison, Line
 from studies.benchmarks.measure import Run
 from studies.benchmarks.session import Curve, Session
 from studies.benchmarks.subjects import CLASSES, Shapes
+from studies.published.layers import filter_unfolded
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
@@ -180,7 +181,8 @@ def filters(shapes: Shapes, device: torch.device, backward: bool = False) -> dic
     taps = subjects.random_maps(pictures, channels, 9, height, width, device=device, seed=1)
     sides: dict[str, Run] = {}
     for name in IMPLEMENTATIONS:
-        call = partial(filter_locally, kernel_size=(3, 3), implementation=name)
+        form = filter_locally if name == "fast" else filter_unfolded
+        call = partial(form, kernel_size=(3, 3))
         sides[name] = (
             gradients(call, (x, taps)) if backward else subjects.inference(partial(call, x, taps))
         )
