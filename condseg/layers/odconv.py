@@ -33,8 +33,8 @@ class ODAttention(NamedTuple):
     kernel: Float[Tensor, "b e"] | None
 
 
-class _Attention(nn.Module):
-    """Pool -> linear -> norm -> ReLU -> up to four heads; named as in the official checkpoints."""
+class Attention(nn.Module):
+    """Pool -> linear -> norm -> ReLU -> up to four heads, with the names of the official code."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class ODConv2d(ConvSlot, Annealed):
         )
         positive(num_experts=num_experts, reduction=reduction, min_hidden=min_hidden)
         self.num_experts = num_experts
-        self.attention = _Attention(
+        self.attention = Attention(
             in_channels,
             None if self.depthwise else out_channels,
             math.prod(self.kernel_size),

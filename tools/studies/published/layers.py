@@ -33,6 +33,7 @@ from condseg.layers import (
     ODConv1d,
     ODConv2d,
     ODConv3d,
+    odconv,
 )
 from condseg.layers.parts import full_precision
 from condseg.layers.per_sample import CONV
@@ -78,6 +79,29 @@ class _Grouped(ConvSlot):
         return conv_samples_as_groups(
             x, kernel, bias, self.stride, padding, self.dilation, self.groups
         )
+
+
+class _ODAttention(odconv.Attention):
+    """Average pooling, and 1x1 convolutions of the map of one pixel."""
+
+    def forward(self, x: Tensor, temperature: Tensor) -> odconv.ODAttention:
+        pooled = x.to(self.fc.weight.dtype).mean(tuple(range(2, x.dim())))[..., None, None]
+        hidden = F.relu(self.bn(_conv1x1(self.fc, pooled).flatten(1)))[..., None, None]
+        heads = (self.channel_fc, self.filter_fc, self.spatial_fc, self.kernel_fc)
+        channel, filter_, spatial, kernel = (
+            None if h is None else _conv1x1(h, hidden).flatten(1) / temperature for h in heads
+        )
+        assert channel is not None
+        return odconv.ODAttention(
+            channel.sigmoid(),
+            None if filter_ is None else filter_.sigmoid(),
+            None if spatial is None else spatial.sigmoid(),
+            None if kernel is None else kernel.softmax(1),
+        )
+
+
+def _conv1x1(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.weight, layer.bias)
 
 
 class _ODConv(ODConv2d):
@@ -141,6 +165,7 @@ PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
     for fast in fasts
 } | {
     ODConv2d: _ODConv,
+    odconv.Attention: _ODAttention,
     DynamicLocalFilter2d: _LocalFilter,
     DynamicDilatedFilter2d: _DilatedFilter,
     DynamicContextFilter2d: _ContextFilter,
