@@ -1,6 +1,6 @@
-"""Lists the published models: ``python tools/models.py``; docs/models.md shows the same."""
+"""Lists the published models: ``python tools/models.py --help``."""
 
-from condseg.zoo.published import tables
+from condseg.cli.models import main
 
 if __name__ == "__main__":
-    print(tables(), end="")
+    raise SystemExit(main())

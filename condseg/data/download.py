@@ -1,19 +1,35 @@
-"""COCO 2017 from its server to a folder: interrupted as often as need be, checked throughout."""
+"""COCO 2017 from its server to a folder: resumed after an interruption, and checked."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-from rich.progress import Progress
-
-from condseg.data.transfer import DownloadError, fetch, progress_bar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 BASE_URL = "http://images.cocodataset.org"
+_CHUNK = 1 << 20
+
+
+class DownloadError(ValueError):
+    """A download failed; a retry, another mirror or a larger disk helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +40,8 @@ class Archive:
         path: below the base address.
         size: bytes.
         md5: of the file.
-        unpacked: bytes of its members (for the check of the disk; a little more will do).
-        holds: what lies in the folder once it is unpacked.
+        unpacked: bytes of its members, or a little more, to check the disk.
+        holds: the folder that it contains.
     """
 
     path: str
@@ -58,7 +74,7 @@ COCO_2017 = (
         "train2017",
     ),
 )
-"""Sizes and sums of the files as the COCO consortium publishes them."""
+"""Sizes and checksums as the COCO consortium publishes them."""
 
 
 def download(
@@ -69,37 +85,42 @@ def download(
     keep_archives: bool = False,
     timeout: float = 60.0,
 ) -> None:
-    """Fetches archives, checks them and unpacks them into ``folder``.
+    """Downloads archives, checks them and unpacks them into ``folder``.
 
-    The disk is looked at first. An archive grows as ``<name>.part`` and goes on from there when
-    the command is given again; it gets its name when size and MD5 sum are right. Members are
-    unpacked beside it, each checked against its CRC, and moved to their place when all are
-    there, so a folder is whole or not there. What is whole is not fetched again.
+    Free disk space is checked first. An archive is downloaded to ``<name>.part``, resumed from
+    there by the next call, and renamed when its size and MD5 are right. Members are unpacked to a
+    temporary folder, each with its CRC checked, and moved when all are complete. A folder that
+    exists is not downloaded again.
 
     Args:
-        folder: where it goes.
-        archives: what is fetched.
+        folder: destination.
+        archives: what to download.
         base_url: the server, or a mirror with the same files at the same paths.
-        keep_archives: do not delete a zip that was unpacked.
+        keep_archives: keep the zip files.
         timeout: seconds without a byte after which the server is given up.
 
     Raises:
-        DownloadError: no room, no such file, a connection that broke, a wrong size or sum; the
-            message says what to do.
+        DownloadError: a full disk, no such file, a lost connection, a wrong size or checksum.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [archive for archive in archives if not (folder / archive.holds).exists()]
-    _check_room(folder, wanted, keep_archives)
-    with progress_bar() as progress:
-        for archive in wanted:
-            path = _fetch(folder, archive, base_url, timeout, progress)
+    missing = [archive for archive in archives if not (folder / archive.holds).exists()]
+    _check_disk(folder, missing, keep_archives)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=Console(stderr=True)
+    ) as progress:
+        for archive in missing:
+            path = folder / archive.name
+            if not path.exists():
+                url = f"{base_url.rstrip('/')}/{archive.path}"
+                _Download(url, path, archive, timeout, progress).run()
             _unpack(path, folder / archive.holds, progress)
             if not keep_archives:
                 path.unlink()
 
 
-def _check_room(folder: Path, archives: Sequence[Archive], keep_archives: bool) -> None:
+def _check_disk(folder: Path, archives: Sequence[Archive], keep_archives: bool) -> None:
     needed, held = 0, 0
     for archive in archives:
         there = sum(
@@ -107,50 +128,98 @@ def _check_room(folder: Path, archives: Sequence[Archive], keep_archives: bool) 
             for path in (folder / archive.name, folder / f"{archive.name}.part")
             if path.exists()
         )
-        # While it is unpacked, an archive lies there twice.
+        # The zip file and its members are there at the same time.
         needed = max(needed, held + archive.size - there + archive.unpacked)
         held += archive.unpacked - there + (archive.size if keep_archives else 0)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room "
-            "or name another disk with --folder"
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; free some, "
+            "or choose another disk with --folder"
         )
 
 
-def _fetch(
-    folder: Path, archive: Archive, base_url: str, timeout: float, progress: Progress
-) -> Path:
-    path = folder / archive.name
-    if not path.exists():
-        url = f"{base_url.rstrip('/')}/{archive.path}"
-        fetch(
-            url,
-            path,
-            archive.size,
-            progress,
-            checksum=archive.md5,
-            algorithm="md5",
-            timeout=timeout,
-        )
-    return path
+class _Download:
+    """One file, downloaded to ``<name>.part`` and renamed when size and MD5 are right."""
+
+    def __init__(
+        self, url: str, path: Path, archive: Archive, timeout: float, progress: Progress
+    ) -> None:
+        self.url, self.path, self.archive, self.timeout = url, path, archive, timeout
+        self.digest = hashlib.md5(usedforsecurity=False)
+        self.progress = progress
+        self.task = progress.add_task(path.name, total=archive.size)
+
+    def run(self) -> None:
+        part, size = self.path.with_name(f"{self.path.name}.part"), self.archive.size
+        with part.open("a+b") as file:
+            file.seek(0)
+            while chunk := file.read(_CHUNK):
+                self._count(chunk)
+            if file.tell() < size:
+                self._receive(file)
+            received = file.tell()
+        if received < size:
+            raise DownloadError(
+                f"{part}: the connection ended after {received} of {size} bytes; the same command "
+                "resumes the download"
+            )
+        if received > size or self.digest.hexdigest() != self.archive.md5:
+            part.unlink()
+            raise DownloadError(
+                f"{part}: {received} bytes with MD5 {self.digest.hexdigest()}, expected {size} "
+                f"bytes with {self.archive.md5}; deleted, the same command downloads it again"
+            )
+        part.rename(self.path)
+
+    def _count(self, chunk: bytes) -> None:
+        self.digest.update(chunk)
+        self.progress.advance(self.task, len(chunk))
+
+    def _receive(self, file: BinaryIO) -> None:
+        """Appends the rest; starts again where the server does not support ranges."""
+        start, size = file.tell(), self.archive.size
+        request = Request(self.url, headers={"Range": f"bytes={start}-"} if start else {})
+        try:
+            with urlopen(request, timeout=self.timeout) as response:
+                if start and response.status != 206:
+                    file.truncate(0)
+                    start, self.digest = 0, hashlib.md5(usedforsecurity=False)
+                    self.progress.reset(self.task)
+                length = response.headers.get("Content-Length")
+                if length is not None and start + int(length) != size:
+                    raise DownloadError(
+                        f"{self.url}: the server has {start + int(length)} bytes, expected {size}; "
+                        "it is another file, try another mirror"
+                    )
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    self._count(chunk)
+        except HTTPError as error:
+            raise DownloadError(f"{self.url}: the server answers {error.code} {error.reason}") from error
+        except (OSError, HTTPException) as error:
+            file.flush()
+            raise DownloadError(
+                f"{self.url}: the connection broke after {file.tell()} of {size} bytes ({error}); "
+                "the same command resumes the download"
+            ) from error
 
 
-def _unpack(path: Path, place: Path, progress: Progress) -> None:
-    beside = place.with_name(f"{place.name}.unpacking")
-    shutil.rmtree(beside, ignore_errors=True)
+def _unpack(path: Path, destination: Path, progress: Progress) -> None:
+    temporary = destination.with_name(f"{destination.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             task = progress.add_task(f"unpack {path.name}", total=sum(m.file_size for m in members))
             for member in members:
-                archive.extract(member, beside)  # reads to the end and so checks the CRC
+                archive.extract(member, temporary)  # reads to the end and so checks the CRC
                 progress.advance(task, member.file_size)
-        (beside / place.name).rename(place)
+        (temporary / destination.name).rename(destination)
     except (zipfile.BadZipFile, zlib.error, EOFError, FileNotFoundError) as error:
         path.unlink()
         raise DownloadError(
-            f"{path}: cannot be unpacked ({error}); deleted, the same command fetches it anew"
+            f"{path}: cannot be unpacked ({error}); deleted, the same command downloads it again"
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

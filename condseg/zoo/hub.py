@@ -1,154 +1,74 @@
-"""Published models from their servers to the cache: fetched once, checked at each reading."""
+"""Downloads of published models into the caches of ``huggingface_hub`` and ``torch.hub``."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from email.message import Message
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
 
-from condseg.data.transfer import DownloadError, fetch, progress_bar
-from condseg.zoo.published import MODELS, Published, unknown_model
+import torch
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/condseg/models``, by default below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condseg" / "models"
+from condseg.models.backbones.files import check_sha256, sha256_in_name
+from condseg.zoo.registry import MODELS, PublishedModel, unknown_model
 
 
-def fetch_model(name: str, *, offline: bool = False, timeout: float = 60.0) -> Path:
+def fetch_model(name: str, *, offline: bool = False) -> Path:
     """The file of a published model, from the cache or, the first time, from its server.
 
-    Its size and SHA-256 are kept beside it after the first fetch and compared each time. A
-    download that broke goes on where it was; the file is there when it is whole. A file that was
-    put there by hand is taken, and from then on checked as well.
+    ``HF_HOME``, ``HF_ENDPOINT`` and ``TORCH_HOME`` are respected. Each time, the file's SHA-256 is
+    compared where it is known (by the hub's cache, or from the file's name).
 
     Args:
-        name: a key of ``published.MODELS``.
-        offline: ask no server.
-        timeout: seconds without a byte after which the server is given up.
+        name: a key of ``registry.MODELS``.
+        offline: use the cache only.
 
     Raises:
-        ValueError: no such name, not there and offline, no longer what was fetched, or (as
-            :class:`DownloadError`) not to be had; the message says what to do.
+        ValueError: unknown name, not in the cache and offline, cannot be downloaded, or damaged.
     """
     if name not in MODELS:
         raise ValueError(unknown_model(name))
     model = MODELS[name]
-    folder = cache_folder()
-    path = folder / model.file
-    if offline and not path.is_file():
-        raise ValueError(f"{name} is not in the cache: without --offline it is fetched to {path}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
-        if path.is_file():
-            _check(path, model)
-        else:
-            _fetch(path, model, timeout)
+    path = _cached(model)
+    if path is None:
+        if offline:
+            cache = constants.HF_HUB_CACHE if model.on_hub else _torch_cache(model).parent
+            raise ValueError(f"{name} is not in {cache}; without --offline it is downloaded there")
+        path = _download(model)
+    # The hub's cache is of links to files that are named by their SHA-256.
+    linked = model.on_hub and path.is_symlink()
+    check_sha256(path.parent / path.readlink() if linked else path)
     return path
 
 
-def _fetch(path: Path, model: Published, timeout: float) -> None:
-    say = f"{model.name}: weights of {model.project}, {model.licence}\nfetching {model.url}"
-    print(say, file=sys.stderr)
-    size, checksum = _ask(model.url, path, timeout)
-    first = _notes(path)
-    if first is not None and checksum and first["sha256"] != checksum:
-        raise DownloadError(
-            f"{model.url}: has SHA-256 {checksum}, when it was first fetched it had "
-            f"{first['sha256']}; if the change is meant, delete {_notes_path(path)}"
-        )
-    expected = first["sha256"] if first else checksum or model.checksum
-    with progress_bar() as progress:
-        digest = fetch(model.url, path, size, progress, checksum=expected, timeout=timeout)
-    _note(path, model, digest)
+def _cached(model: PublishedModel) -> Path | None:
+    if model.on_hub:
+        path = try_to_load_from_cache(model.folder, model.file)
+        return Path(path) if isinstance(path, str) else None
+    file = _torch_cache(model)
+    return file if file.is_file() else None
 
 
-def _check(path: Path, model: Published) -> None:
-    """Compares a file of the cache with what is known of it."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    first = _notes(path)
-    size = path.stat().st_size
-    expected = first["sha256"] if first else model.checksum
-    if not digest.startswith(expected) or (first and first["size"] != size):
-        whole = f"{first['size']} bytes with {expected}" if first else f"{expected}..."
+def _torch_cache(model: PublishedModel) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / model.file
+
+
+def _download(model: PublishedModel) -> Path:
+    if model.on_hub:
+        url = hf_hub_url(model.folder, model.file)
+    else:
+        url = f"{model.folder}/{model.file}"
+    print(f"{model.name}: weights of {model.project}, {model.licence}", file=sys.stderr)
+    print(f"downloading {url}", file=sys.stderr)
+    try:
+        if model.on_hub:
+            return Path(hf_hub_download(model.folder, model.file))
+        path = _torch_cache(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), sha256_in_name(path))
+        return path
+    except Exception as error:  # the clients raise many types, not all of them OSError
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise ValueError(
-            f"{path} is damaged: {size} bytes with SHA-256 {digest}, expected {whole}; delete it, "
-            "and it will be fetched again"
-        )
-    if first is None:
-        _note(path, model, digest)
-
-
-def _notes_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _notes(path: Path) -> dict[str, Any] | None:
-    """Size and SHA-256 of the first fetch, where there was one."""
-    notes = _notes_path(path)
-    if not notes.is_file():
-        return None
-    try:
-        content = json.loads(notes.read_text())
-        return {"size": int(content["size"]), "sha256": str(content["sha256"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{notes} is damaged ({error}); delete it") from error
-
-
-def _note(path: Path, model: Published, digest: str) -> None:
-    content = {"url": model.url, "size": path.stat().st_size, "sha256": digest}
-    partial = path.with_name(f".{path.name}.json.partial")
-    partial.write_text(json.dumps(content, indent=2))
-    partial.replace(_notes_path(path))
-
-
-class _Stay(HTTPRedirectHandler):
-    """The hub says size and SHA-256 in the redirection, its store only the size."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _ask(url: str, path: Path, timeout: float) -> tuple[int, str]:
-    """Size of the file on the server, and its SHA-256 where the server tells it."""
-    try:
-        try:
-            with build_opener(_Stay).open(Request(url, method="HEAD"), timeout=timeout) as answer:
-                headers: Message = answer.headers
-        except HTTPError as error:
-            if not 300 <= error.code < 400:
-                raise
-            headers = error.headers
-        if headers["X-Linked-Size"] is None and headers["Location"] is not None:
-            with urlopen(Request(url, method="HEAD"), timeout=timeout) as answer:
-                headers = answer.headers
-    except OSError as error:
-        reason = str(error)
-        if isinstance(error, HTTPError):
-            reason = f"the server answers {error.code} {error.reason}"
-        raise DownloadError(
-            f"{url} cannot be fetched ({reason}); try again, or put the file at {path}"
+            f"{url} cannot be downloaded ({reason}); try again, or download the file by other "
+            "means and convert it with tools/convert.py"
         ) from error
-    size = headers["X-Linked-Size"] or headers["Content-Length"]
-    if size is None:
-        raise DownloadError(f"{url}: the server does not say the size; put the file at {path}")
-    tag = (headers["X-Linked-ETag"] or "").removeprefix("W/").strip('"').lower()
-    return int(size), tag if len(tag) == 64 else ""
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Of several processes on this machine, one fetches, and the others wait."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,4 +1,4 @@
-"""Models of other projects as checkpoints of this one: converted, fetched by name, started from."""
+"""Models of other projects: converting, downloading by name, and starting a training from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from condseg.zoo.checkpoint import (
 )
 from condseg.zoo.detectors import import_detector
 from condseg.zoo.hub import fetch_model
-from condseg.zoo.published import DEFAULT_MODEL, MODELS, unknown_model
+from condseg.zoo.registry import DEFAULT_MODEL, MODELS, unknown_model
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +40,19 @@ def coco_categories() -> tuple[Category, ...]:
 
 
 def convert(path: str | Path, annotations: str | Path | None = None) -> dict[str, Any]:
-    """Another project's checkpoint as the content of one of condseg's.
+    """Converts another project's checkpoint.
 
     Args:
         path: a CondInst or BoxInst of AdelaiDet or mmdetection.
-        annotations: COCO json with the classes it was trained on; without one, 80 classes are
-            COCO's, and another number has no names.
+        annotations: COCO json with the classes it was trained on. Without one, 80 classes are
+            COCO's, and other classes are numbered.
 
     Returns:
-        What ``torch.save`` writes, :func:`condseg.zoo.checkpoint.restore` reads and training starts
-        from.
+        The content of a condseg checkpoint.
 
     Raises:
-        ValueError: the file cannot be read, is of no kind that is known, has tensors without a
-            place or lacks some, or has another number of classes than the annotations.
+        ValueError: the file cannot be read, is of an unknown kind, has unknown tensors or lacks
+            some, or has another number of classes than the annotations.
     """
     detector = import_detector(read_state(path), str(path))
     categories = _categories(detector.network["num_classes"], annotations, str(path))
@@ -94,31 +93,27 @@ def _categories(
 
 
 def model_content(name: str, *, offline: bool = False) -> dict[str, Any]:
-    """A published model by its name: fetched if need be, checked, converted.
-
-    Raises:
-        ValueError: no such name, it cannot be fetched, or is not what it was.
-    """
+    """A published model, converted; see :func:`condseg.zoo.hub.fetch_model`."""
     return convert(fetch_model(name, offline=offline))
 
 
 def open_model(
     checkpoint: str | Path | None = None, model: str | None = None, *, offline: bool = False
 ) -> Restored:
-    """A model to find things with: a file's, a published one's, else the newest run's best.
+    """A trained model: of a file, a published one, or by default the newest run's best.
 
-    Where nothing was trained, it is ``published.DEFAULT_MODEL``.
+    Without any run, the default is ``registry.DEFAULT_MODEL``.
 
     Args:
-        checkpoint: a file that training or ``tools/convert.py`` wrote.
+        checkpoint: a file of training or ``tools/convert.py``.
         model: name of a published model.
-        offline: fetch nothing.
+        offline: download nothing.
 
     Raises:
-        ValueError: both are given, or the one cannot be had.
+        ValueError: both are named, or the model cannot be read or downloaded.
     """
     if checkpoint is not None and model is not None:
-        raise ValueError(f"--checkpoint {checkpoint} and --model {model}: give one of them")
+        raise ValueError(f"--checkpoint {checkpoint} and --model {model}: only one is allowed")
     if model is None:
         checkpoint = checkpoint or newest_best()
         if checkpoint is not None:
@@ -129,27 +124,26 @@ def open_model(
         if model is not None:
             raise
         raise ValueError(
-            f"no checkpoint was given, there is none under runs/, and {DEFAULT_MODEL} cannot be "
-            f"had: {error}. Train one in minutes with 'python tools/train.py --config "
-            "quickstart.yaml', or give --checkpoint FILE"
+            f"no --checkpoint, none under runs/, and {DEFAULT_MODEL} is not available: {error}. "
+            "Train one in minutes: 'python tools/train.py --config quickstart.yaml'"
         ) from error
     return restore_content(content, f"model {model or DEFAULT_MODEL}")
 
 
-def start_content(asked: str) -> dict[str, Any]:
-    """The checkpoint to start a training from.
+def start_content(source: str) -> dict[str, Any]:
+    """The content of the checkpoint to start a training from.
 
     Args:
-        asked: a checkpoint of condseg, another project's, or the name of a published model.
+        source: a checkpoint of condseg or another project, or the name of a published model.
 
     Raises:
-        ValueError: it cannot be read or fetched.
+        ValueError: it cannot be read or downloaded.
     """
-    path = Path(asked)
+    path = Path(source)
     if not path.is_file():
-        if asked in MODELS:
-            return model_content(asked)
-        raise ValueError(f"--init_from {asked}: no such file; {unknown_model(asked)}")
+        if source in MODELS:
+            return model_content(source)
+        raise ValueError(f"--init_from {source}: no such file; {unknown_model(source)}")
     if path.suffix != ".safetensors":
         content = read_pickled(path, "--init_from")
         if isinstance(content, dict) and RECIPE in content:
@@ -163,16 +157,16 @@ def start_from(
     categories: Sequence[Category],
     source: str | os.PathLike[str],
 ) -> str:
-    """Loads a checkpoint's tensors, all but the classifier where the classes are other ones.
+    """Loads a checkpoint's tensors; without the classifier if the classes differ.
 
     Args:
-        network: of the same structure, of as many classes as ``categories``.
+        network: of the same structure, with ``len(categories)`` classes.
         content: of the checkpoint.
-        categories: of the training that begins.
-        source: for messages.
+        categories: of the new training.
+        source: of the checkpoint, for messages.
 
     Returns:
-        What was taken over, and what was not, for the log.
+        What was loaded and what was not, for the log.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
@@ -183,10 +177,10 @@ def start_from(
         load_strict(network, state, source=str(source))
         return f"started from {source}: all {len(state)} tensors, its {len(names)} classes"
     classifiers = ("head.class_logits.", "mask_branch.semantic_logits.")
-    remade = [key for key in state if key.startswith(classifiers)]
-    kept: dict[str, Tensor] = {key: t for key, t in state.items() if key not in remade}
-    load_strict(network, kept, source=str(source), may_be_missing=remade)
+    initialized = [key for key in state if key.startswith(classifiers)]
+    kept: dict[str, Tensor] = {key: t for key, t in state.items() if key not in initialized}
+    load_strict(network, kept, source=str(source), may_be_missing=initialized)
     return (
-        f"started from {source}: {len(kept)} tensors; made anew for {len(categories)} classes in "
-        f"place of {len(names)}: {', '.join(remade)}"
+        f"started from {source}: {len(kept)} tensors; initialized for {len(categories)} classes "
+        f"instead of {len(names)}: {', '.join(initialized)}"
     )

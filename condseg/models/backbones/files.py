@@ -1,7 +1,8 @@
-"""Tensors out of checkpoint files, and into networks: nothing executed, nothing lost in silence."""
+"""Reading tensors from checkpoint files without executing code, and loading them strictly."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import re
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-# What numpy arrays are pickled with, under the names of numpy 1 and 2; nothing else is added to
-# what torch itself reads without executing anything.
+# What numpy arrays are pickled with, under the names of numpy 1 and 2: the only additions to what
+# torch itself reads with weights_only.
 _NUMPY: list[Any] = [
     *(
         (value.__reduce__()[0], f"{module}.multiarray.{name}")
@@ -34,7 +35,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Reads the named tensors of a ``.pth``/``.pt``/``.ckpt`` or ``.safetensors`` file.
 
     A dictionary inside under ``state_dict``, ``model`` or ``model_state_dict`` is unwrapped, numpy
-    arrays become tensors, and the prefix ``module.`` of data-parallel training is taken off.
+    arrays become tensors, and the prefix ``module.`` of data-parallel training is removed.
 
     Args:
         path: the file; pickled code in it is never executed (``weights_only``).
@@ -54,25 +55,25 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"weights: {path} holds no named tensors but a {type(content).__name__}")
+        raise ValueError(f"weights: {path} holds a {type(content).__name__}, not named tensors")
     content = {k: _as_tensor(v) for k, v in content.items()}
     wrong = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
     if wrong:
-        raise ValueError(f"weights: in {path} these are no tensors: {', '.join(wrong[:5])}")
+        raise ValueError(f"weights: in {path} these are not tensors: {', '.join(wrong[:5])}")
     return {str(k).removeprefix("module."): v for k, v in content.items()}
 
 
 def read_pickled(path: Path, what: str, device: str | torch.device = "cpu") -> Any:
-    """What ``torch.save`` wrote, without executing anything out of it.
+    """Reads a file of ``torch.save`` without executing code in it.
 
     Args:
         path: the file.
         what: the word that messages begin with.
-        device: where the tensors go.
+        device: of the tensors.
 
     Raises:
         ValueError: a damaged file, or one that holds more than tensors, numpy arrays and plain
-            data; what was refused is named.
+            data (the message names what was refused).
     """
     try:
         with torch.serialization.safe_globals(_NUMPY):
@@ -80,8 +81,8 @@ def read_pickled(path: Path, what: str, device: str | torch.device = "cpu") -> A
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = (
-            f"holds {refused[1]}, and pickled code is never executed; a file with the tensors "
-            "alone (the state dict) is read"
+            f"holds {refused[1]}, and pickled code is never executed; a file of tensors alone "
+            "(a state dict) is allowed"
             if refused
             else f"is damaged, or holds more than tensors (pickled code is never executed): "
             f"{str(error).splitlines()[0]}"
@@ -120,20 +121,20 @@ def load_strict(
     left_out: Mapping[str, str] | None = None,
     may_be_missing: Sequence[str] = (),
 ) -> None:
-    """Loads ``state`` so that each of its tensors is used, or named as left out with a reason.
+    """Loads ``state`` and accounts for each of its tensors: used, or logged as left out and why.
 
-    A network on the meta device keeps its tensors: there, only names and shapes are compared.
+    For a network on the meta device, names and shapes are compared and nothing is loaded.
 
     Args:
-        network: takes the tensors; its ``num_batches_tracked`` counters and the ``temperature``
-            of its dynamic layers may be missing.
-        state: named as the network names them.
-        source: where the tensors come from, for messages.
-        left_out: key -> reason, for tensors that the network has no place for.
-        may_be_missing: keys that keep what the network has.
+        network: its ``num_batches_tracked`` counters and the ``temperature`` of its dynamic
+            layers may be missing from ``state``.
+        state: by the network's names.
+        source: of the tensors, for messages.
+        left_out: key -> reason, for tensors that the network does not have.
+        may_be_missing: keys whose tensors in the network are kept.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or of another shape (both sides are named).
+        ValueError: a tensor is missing, unknown, or of another shape (both shapes are named).
     """
     left_out = left_out or {}
     own = network.state_dict()
@@ -165,16 +166,16 @@ def rename(
     derived: Mapping[str, str],
     source: str,
 ) -> dict[str, Tensor]:
-    """Gives each tensor the name of the first rule whose pattern matches its whole old name.
+    """Renames each tensor by the first rule whose pattern matches its whole name.
 
     Args:
-        state: as a checkpoint holds it.
+        state: of a checkpoint.
         rules: (regular expression, replacement with ``\\1``...).
-        derived: regular expression -> reason, for what is left out because we compute it.
-        source: whose names these are, for messages.
+        derived: regular expression -> reason, for tensors that condseg computes itself.
+        source: the project of these names, for messages.
 
     Raises:
-        ValueError: a name that no rule knows, or two tensors with the same new name.
+        ValueError: a name without a rule, or two tensors with the same new name.
     """
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -184,9 +185,37 @@ def rename(
             continue
         match = next(((m, new) for old, new in rules if (m := re.fullmatch(old, key))), None)
         if match is None:
-            raise ValueError(f"weights: {source}: no place is known for {key}")
+            raise ValueError(f"weights: {source}: unknown tensor {key}")
         name = match[0].expand(match[1])
         if name in renamed:
             raise ValueError(f"weights: {source}: two tensors would be {name}, one of them {key}")
         renamed[name] = tensor
     return renamed
+
+
+def sha256_in_name(path: Path) -> str:
+    """The SHA-256, or its first digits, of a file that is named by it; else "".
+
+    Known are torch.hub's names, ``resnet18-f37072fd.pth``, and the Hugging Face hub's, which are
+    the 64 digits.
+    """
+    match = re.search(r"-([a-f0-9]{8,})\.|^([a-f0-9]{64})$", path.name)
+    return (match[1] or match[2]) if match else ""
+
+
+def check_sha256(path: Path) -> None:
+    """Compares a file with the SHA-256 in its name.
+
+    Raises:
+        ValueError: they differ.
+    """
+    expected = sha256_in_name(path)
+    if not expected:
+        return
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digest.startswith(expected):
+        raise ValueError(
+            f"weights: {path} is damaged: its SHA-256 begins with {digest[: len(expected)]}, not "
+            f"{expected}; delete it, and it will be downloaded again"
+        )

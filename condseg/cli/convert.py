@@ -1,0 +1,38 @@
+"""Converts another project's CondInst or BoxInst to a condseg checkpoint.
+
+python tools/convert.py CondInst_MS_R_50_3x.pth condinst_r50_3x.ckpt
+
+Tensors that are left out are logged with the reason. Use the result as --checkpoint of
+tools/eval.py and tools/demo.py, or as --init_from of tools/train.py. Backbones need no
+conversion: --model.network.backbone.weights.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from condseg.errors import user_errors
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("input", help="checkpoint of AdelaiDet or mmdetection")
+    parser.add_argument("output", help="the condseg checkpoint to write")
+    parser.add_argument("--annotations", help="COCO json of its classes, if they are not COCO's")
+    options = parser.parse_args(args)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with user_errors():
+        from condseg.zoo.checkpoint import save
+        from condseg.zoo.pretrained import convert
+
+        if Path(options.output).exists() and Path(options.output).samefile(options.input):
+            raise ValueError(f"{options.output} is the input; choose another file")
+        content = convert(options.input, options.annotations)
+        save(content, options.output)
+    count = len(content["state_dict"])
+    print(f"{content['source']}'s {options.input}, {count} tensors -> {options.output}")

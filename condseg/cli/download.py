@@ -1,0 +1,29 @@
+"""Downloads COCO 2017 (20 GB, 27 GB of disk): python tools/download_coco.py.
+
+Given again, the same command resumes an interrupted download.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from condseg.data.download import BASE_URL, COCO_2017, download
+from condseg.errors import user_errors
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--folder", default="data/coco", help="destination (data/coco)")
+    parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
+    parser.add_argument("--keep-archives", action="store_true", help="keep the zip files")
+    parser.add_argument(
+        "--only", choices=[a.holds for a in COCO_2017], nargs="+", help="parts to download"
+    )
+    options = parser.parse_args(args)
+    archives = [a for a in COCO_2017 if options.only is None or a.holds in options.only]
+    with user_errors():
+        download(options.folder, archives, options.base_url, keep_archives=options.keep_archives)
+    print(f"{options.folder}: {', '.join(archive.holds for archive in archives)} in place")

@@ -1,0 +1,58 @@
+"""Box and mask AP of a checkpoint, by pycocotools.
+
+python tools/eval.py --checkpoint runs/quickstart/version_0/checkpoints/best.ckpt
+torchrun --nproc_per_node 2 tools/eval.py --checkpoint ... --data data/coco
+python tools/eval.py --model condinst_r50_3x --data data/coco   # published models: tools/models.py
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from condseg.errors import user_errors
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", help="default: best of the newest run")
+    parser.add_argument("--model", help="published model; condinst_r50_3x if nothing is trained")
+    parser.add_argument("--offline", action="store_true", help="download no model")
+    parser.add_argument("--data", help="tabletop, or a folder; default: as in training")
+    parser.add_argument("--annotations", help="COCO json, instead of the one found in --data")
+    parser.add_argument("--images", help="folder of its images")
+    parser.add_argument("--batch_size", type=int, default=1, help="images per step and process")
+    parser.add_argument("--workers", type=int, default=2, help="processes that load images")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--score_threshold", type=float, help="default: as in training")
+    parser.add_argument("--max_detections", type=int, help="per image; default: as in training")
+    parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
+    parser.add_argument("--output", default="out/eval", help="folder of the JSON files")
+    parser.add_argument(
+        "--visibility",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="evaluate only objects of this visible share, such as 0 0.7 for occluded ones",
+    )
+    options = vars(parser.parse_args(args))
+    options["visibility"] = options["visibility"] and tuple(options["visibility"])
+    settings = {
+        key: options.pop(key)
+        for key in ("device", "score_threshold", "max_detections", "precision")
+    }
+    source = {key: options.pop(key) for key in ("checkpoint", "model", "offline")}
+    with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):
+        from condseg.inference.evaluate import evaluate, is_main_process
+        from condseg.inference.predictor import Predictor
+        from condseg.inference.stages import Stages
+        from condseg.zoo.pretrained import open_model
+
+        predictor = Predictor(open_model(**source), **settings)
+        stages = Stages(predictor.device)
+        report, speed = evaluate(predictor, **options, stages=stages)
+        if is_main_process():
+            print(f"{report.table()}\n\n{speed:.2f} images/s; time by stage:")
+            print(f"{stages.table()}\nwritten to {options['output']}/")
