@@ -196,7 +196,8 @@ class _Download:
                     file.write(chunk)
                     self._count(chunk)
         except HTTPError as error:
-            raise DownloadError(f"{self.url}: the server answers {error.code} {error.reason}") from error
+            reason = f"the server answers {error.code} {error.reason}"
+            raise DownloadError(f"{self.url}: {reason}") from error
         except (OSError, HTTPException) as error:
             file.flush()
             raise DownloadError(

@@ -1,4 +1,4 @@
-"""Pictures with their instances drawn in: masks, boxes, names, scores."""
+"""Drawing instances into images: masks, boxes, names, scores."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from condseg.structures import Detections, Targets
+from condseg.structures import Detections
 
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2
 
-# Okabe and Ito, "Color Universal Design" (2008), without black: told apart by the colour-blind.
+# Okabe and Ito, "Color Universal Design" (2008), without black: safe for the colour-blind.
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -31,14 +31,14 @@ PALETTE: tuple[Colour, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Sizes in pixels of the drawn picture.
+    """Sizes in pixels of the drawn image.
 
     Attributes:
         line: width of contours and boxes.
         font: height of the labels' font.
         opacity: of a mask's fill, 0..1.
-        small: objects whose longer side is below this get a thin contour and no box or label, for
-            these would cover more than they tell.
+        small: objects whose longer side is below this get a thin contour and no box or label,
+            which would cover them.
     """
 
     line: int
@@ -48,7 +48,7 @@ class Style:
 
     @classmethod
     def of(cls, height: int, width: int) -> Style:
-        """In proportion to the picture, but never too fine to read."""
+        """In proportion to the image, with a min size that can be read."""
         side = math.sqrt(height * width)
         font = max(11, round(side / 40))
         return cls(line=max(1, round(side / 400)), font=font, opacity=0.4, small=2 * font)
@@ -61,68 +61,39 @@ def draw(
     score_threshold: float = 0.0,
     scale: int = 1,
 ) -> Image:
-    """The picture with what was found in it.
+    """Draws detections into a copy of an image.
 
-    Neighbouring instances differ in colour, whatever their class. Large ones are drawn first so
-    that small ones lie on top. Labels are placed inside the picture and clear of each other,
-    those of large objects first. Left out are labels that find no free place, that would be twice
-    as large as their own object, or that would bring all labels above an eighth of the picture;
-    objects smaller than :attr:`Style.small` get neither label nor box.
+    Neighbouring instances have different colours, whatever their class. Large instances are drawn
+    first, small ones on top. Labels are inside the image and do not overlap; those of large
+    objects are placed first. A label is omitted if there is no free place, if it is more than
+    twice as large as its object, or if all labels would cover more than an eighth of the image.
+    Objects smaller than :attr:`Style.small` have neither label nor box.
 
     Args:
-        image: (H, W, 3) RGB, 0..255; it is not changed.
-        detections: in this picture's pixels.
-        names: class k's name at position k.
-        score_threshold: what scores lower is not drawn.
-        scale: the picture is enlarged that many times before, see :func:`legible_scale`.
+        image: (H, W, 3) RGB, 0..255.
+        detections: in this image's pixels.
+        names: of class k at position k.
+        score_threshold: min score of what is drawn.
+        scale: factor by which the image is enlarged first, see :func:`legible_scale`.
 
     Returns:
         (scale * H, scale * W, 3) RGB.
 
     Raises:
-        ValueError: the masks are not of the picture's size.
+        ValueError: the masks are not of the image's size.
     """
+    height, width = image.shape[:2]
+    if detections.masks.shape[1:] != (height, width):
+        raise ValueError(
+            f"masks are {' x '.join(map(str, detections.masks.shape[1:]))} (height x width), the "
+            f"image is {height} x {width}"
+        )
     chosen = detections.scores >= score_threshold
+    masks = detections.masks[chosen].cpu().numpy()
+    boxes = detections.boxes[chosen].cpu().numpy()
     labels = detections.labels[chosen].tolist()
     scores = detections.scores[chosen].tolist()
-    return _draw(
-        image,
-        detections.boxes[chosen].cpu().numpy(),
-        detections.masks[chosen].cpu().numpy(),
-        [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)],
-        scale,
-    )
-
-
-def draw_targets(image: Image, targets: Targets, names: Sequence[str], scale: int = 1) -> Image:
-    """The picture with its ground truth; of padded masks the picture's part is taken.
-
-    Args and Returns as in :func:`draw`.
-    """
-    height, width = image.shape[:2]
-    return _draw(
-        image,
-        targets.boxes.cpu().numpy(),
-        targets.masks[:, :height, :width].cpu().numpy(),
-        [names[k] for k in targets.labels.tolist()],
-        scale,
-    )
-
-
-def legible_scale(height: int, width: int) -> int:
-    """How many times to enlarge a picture so that labels do not crowd it out: 1 from 480 pixels."""
-    return min(4, max(1, math.ceil(480 / min(height, width))))
-
-
-def _draw(
-    image: Image, boxes: NDArray[np.float32], masks: NDArray[np.bool_], texts: list[str], scale: int
-) -> Image:
-    height, width = image.shape[:2]
-    if masks.shape[1:] != (height, width):
-        raise ValueError(
-            f"masks are {masks.shape[1]} x {masks.shape[2]} (height x width), the picture is "
-            f"{height} x {width}"
-        )
+    texts = [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
     if scale > 1:
         size = (scale * width, scale * height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
@@ -143,6 +114,11 @@ def _draw(
     return canvas
 
 
+def legible_scale(height: int, width: int) -> int:
+    """Factor by which to enlarge an image so that its labels fit: 1 from 480 pixels."""
+    return min(4, max(1, math.ceil(480 / min(height, width))))
+
+
 def _rectangle(box: NDArray[np.float32], canvas: Image) -> Rectangle:
     height, width = canvas.shape[:2]
     x1, y1 = np.floor(box[:2]).astype(int)
@@ -151,7 +127,7 @@ def _rectangle(box: NDArray[np.float32], canvas: Image) -> Rectangle:
 
 
 def _colours(rectangles: Sequence[Rectangle], reach: int) -> list[Colour]:
-    """To each the colour least used among its neighbours, then least used at all."""
+    """For each the colour least used among its neighbours, then least used overall."""
     corners = np.array(rectangles, dtype=np.int64).reshape(-1, 4)
     low, high = corners[:, :2] - reach, corners[:, 2:] + reach
     chosen = np.full(len(corners), -1)
@@ -166,14 +142,14 @@ def _colours(rectangles: Sequence[Rectangle], reach: int) -> list[Colour]:
 def _draw_mask(
     canvas: Image, mask: NDArray[np.bool_], colour: Colour, line: int, opacity: float, scale: int
 ) -> None:
-    """A fill that the picture shows through, and a solid contour along its edge and holes."""
+    """A transparent fill, and a solid contour along the edge and holes."""
     x, y, w, h = cv2.boundingRect(mask.view(np.uint8))
     if w == 0:
         return
     part = mask[y : y + h, x : x + w].astype(np.uint8)
     if scale > 1:
         soft = cv2.resize(part * 255, (w * scale, h * scale), interpolation=cv2.INTER_LINEAR)
-        # Rounds the steps of the enlarged pixels; a line of one pixel's width stays.
+        # Smooths the edges of the enlarged pixels but keeps lines that are one pixel wide.
         part = (cv2.GaussianBlur(soft, (0, 0), 0.5 * scale) > 127).astype(np.uint8)
     left, top = x * scale, y * scale
     view = canvas[top : top + h * scale, left : left + w * scale]
@@ -209,16 +185,16 @@ def _draw_labels(
 
 
 def _place(
-    box: Rectangle, width: int, height: int, picture: tuple[int, int], taken: NDArray[np.int64]
+    box: Rectangle, width: int, height: int, image_size: tuple[int, int], taken: NDArray[np.int64]
 ) -> Rectangle | None:
-    """The first free place: on the box, in it, under it, then further along it, then beside it."""
+    """The first free place: above the box, in it, below it, then beside it."""
     x1, y1, x2, y2 = box
     xs = [x1, x2 - width, (x1 + x2 - width) // 2, x2, x1 - width]
     ys = [y1 - height, y1, y2, y2 - height, (y1 + y2 - height) // 2]
     for columns in (xs[:3], xs[3:]):
         for y, x in itertools.product(ys, columns):
-            left = min(max(0, x), picture[1] - width)
-            top = min(max(0, y), picture[0] - height)
+            left = min(max(0, x), image_size[1] - width)
+            top = min(max(0, y), image_size[0] - height)
             place = (left, top, left + width, top + height)
             if left < 0 or top < 0:
                 return None

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, stage by stage."""
+"""Time of a run by stage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Stages:
-    """Seconds of each stage; those of a stage inside another are not counted for the outer one.
+    """Measures the seconds of each stage; an inner stage's do not count for the outer one.
 
     Args:
-        device: waited for at each border, so that a stage is charged with its own work.
+        device: synchronized where a stage starts and ends.
 
     Attributes:
         seconds: stage -> seconds so far, in the order in which the stages first ended.
@@ -31,17 +31,17 @@ class Stages:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """What runs inside is charged to the stage."""
-        self._charge()
+        """A context whose time counts for the stage."""
+        self._count()
         self._open.append(stage)
         try:
             yield
         finally:
-            self._charge()
+            self._count()
             self._open.pop()
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; waiting for one is charged to the stage."""
+        """The items; the time until each is ready counts for the stage."""
         iterator = iter(items)
         while True:
             with self(stage):
@@ -52,17 +52,17 @@ class Stages:
             yield item
 
     @contextmanager
-    def watching(self, *calls: tuple[Any, str, str]) -> Iterator[None]:
-        """Meanwhile calls of ``owner.name`` are charged to a stage.
+    def timed_calls(self, *calls: tuple[Any, str, str]) -> Iterator[None]:
+        """A context in which calls of ``owner.name`` count for a stage.
 
         Args:
-            calls: (owner, name, stage); a module's name is "forward".
+            calls: (owner, name, stage); the name is "forward" for a module.
         """
         with ExitStack() as stack:
             for owner, name, stage in calls:
                 own = name in vars(owner)
                 original = getattr(owner, name)
-                setattr(owner, name, self._charged(original, stage))
+                setattr(owner, name, self._timed(original, stage))
                 if own:
                     stack.callback(setattr, owner, name, original)
                 else:
@@ -70,7 +70,7 @@ class Stages:
             yield
 
     def table(self) -> str:
-        """One line a stage: its share, and its seconds."""
+        """One line per stage: its share and its seconds."""
         total = sum(self.seconds.values())
         width = max(map(len, self.seconds), default=0)
         return "\n".join(
@@ -78,15 +78,15 @@ class Stages:
             for stage, seconds in self.seconds.items()
         )
 
-    def _charged(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    def _timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
         @wraps(function)
-        def charged(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             with self(stage):
                 return function(*args, **kwargs)
 
-        return charged
+        return timed
 
-    def _charge(self) -> None:
+    def _count(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()

@@ -53,15 +53,13 @@ def _torch_cache(model: PublishedModel) -> Path:
 
 
 def _download(model: PublishedModel) -> Path:
-    if model.on_hub:
-        url = hf_hub_url(model.folder, model.file)
-    else:
-        url = f"{model.folder}/{model.file}"
+    on_hub, file = model.on_hub, model.file
+    url = hf_hub_url(model.folder, file) if on_hub else f"{model.folder}/{file}"
     print(f"{model.name}: weights of {model.project}, {model.licence}", file=sys.stderr)
     print(f"downloading {url}", file=sys.stderr)
     try:
-        if model.on_hub:
-            return Path(hf_hub_download(model.folder, model.file))
+        if on_hub:
+            return Path(hf_hub_download(model.folder, file))
         path = _torch_cache(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), sha256_in_name(path))

@@ -1,9 +1,8 @@
-"""tools/eval.py as a user calls it; its figures against pycocotools by hand."""
+"""tools/eval.py, condseg.cli.eval: its figures against pycocotools used directly."""
 
 import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -14,6 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from support.tiny_model import write_checkpoint, write_set
 
+from condseg.cli.eval import main
+
 # pycocotools' own decode under NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -21,25 +22,20 @@ TOOL = Path(__file__).parents[2] / "tools" / "eval.py"
 
 
 @pytest.fixture
-def place(tmp_path):
+def paths(tmp_path):
     return write_checkpoint(tmp_path / "best.ckpt"), write_set(tmp_path / "set")
 
 
-def run(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
-    runpy.run_path(str(TOOL), run_name="__main__")
-
-
-def test_table_and_json_equal_pycocotools_by_hand(place, tmp_path, monkeypatch, capsys):
-    checkpoint, root = place
+def test_table_and_json_equal_pycocotools_directly(paths, tmp_path, capsys):
+    checkpoint, root = paths
     common = ["--checkpoint", checkpoint, "--data", root, "--workers", 0, "--device", "cpu"]
-    run(monkeypatch, *common, "--output", tmp_path / "out")
+    main([*map(str, common), "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "5 pictures, 5 objects" in printed
+    assert "5 objects" in printed
     assert "-1 for spoon: no objects of this class in this set" in printed
-    assert "pictures/s" in printed
+    assert "images/s" in printed
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["pictures_per_second"] > 0
+    assert summary["images_per_second"] > 0
     stages = {"load", "pre-process", "backbone", "FPN", "heads", "decode + NMS", "mask head"}
     stages |= {"post-process", "RLE"}
     assert set(summary["seconds_by_stage"]) == stages
@@ -57,11 +53,12 @@ def test_table_and_json_equal_pycocotools_by_hand(place, tmp_path, monkeypatch, 
         assert ours == evaluation.stats.tolist()
 
 
-def test_two_processes_give_what_one_gives(place, tmp_path, monkeypatch):
-    checkpoint, root = place
+@pytest.mark.tool
+def test_two_processes_equal_one(paths, tmp_path):
+    checkpoint, root = paths
     args = ["--checkpoint", checkpoint, "--annotations", root / "instances_val.json"]
     args = [*args, "--images", root / "val", "--workers", "0", "--device", "cpu", "--output"]
-    run(monkeypatch, *args, tmp_path / "one")
+    main(list(map(str, [*args, tmp_path / "one"])))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     subprocess.run(
         [*torchrun, "--nproc_per_node", "2", str(TOOL), *map(str, args), str(tmp_path / "two")],
@@ -76,7 +73,7 @@ def test_two_processes_give_what_one_gives(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--checkpoint", "absent.ckpt"], "absent.ckpt"),
         (["--data", "absent"], "absent"),
@@ -85,11 +82,11 @@ def test_two_processes_give_what_one_gives(place, tmp_path, monkeypatch):
         (["--precision", "bf16"], "precision is 'bf16'; 32-true or bf16-mixed is allowed"),
     ],
 )
-def test_a_users_error_is_one_line_and_code_2(place, monkeypatch, capsys, args, said):
+def test_a_users_error_is_one_line_and_code_2(paths, capsys, args, message):
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "--checkpoint", place[0], *args)
+        main(list(map(str, ["--checkpoint", paths[0], *args])))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1

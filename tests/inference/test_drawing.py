@@ -1,11 +1,9 @@
-import time
-
 import numpy as np
 import pytest
 import torch
 
-from condseg.inference.drawing import PALETTE, Style, _place, draw, draw_targets, legible_scale
-from condseg.structures import Detections, Targets
+from condseg.inference.drawing import PALETTE, Style, _place, draw, legible_scale
+from condseg.structures import Detections
 
 NAMES = ["cup", "Löffel", "瓶"]
 
@@ -52,12 +50,10 @@ def test_neighbours_differ_in_colour():
     assert len(np.unique(centres.reshape(-1, 3), axis=0)) == len(PALETTE)
 
 
-def test_hundreds_of_small_ones_are_fast_and_without_labels():
+def test_small_objects_have_no_labels():
     size = (600, 600)
     found = squares(500, 15, size)
-    start = time.perf_counter()
     drawn = draw(np.zeros((*size, 3), np.uint8), found, NAMES)
-    assert time.perf_counter() - start < 5
     assert (drawn[280:] == 0).all()  # below the last row
     assert drawn[:280, 16::17].max() < 80  # between the columns: soft edges, no labels
 
@@ -88,18 +84,10 @@ def test_names_of_any_script_are_drawn(name):
     assert (drawn[50 - Style.of(200, 300).font : 49, 50:70] == PALETTE[0]).all(-1).any()
 
 
-def test_targets_of_a_padded_batch():
-    image = np.zeros((40, 50, 3), np.uint8)
-    found = squares(2, 20, (64, 64))
-    drawn = draw_targets(image, Targets(found.boxes, found.labels, found.masks), NAMES)
-    assert drawn.shape == image.shape
-    assert (drawn[10, 10] > 0).any()
-
-
 def test_masks_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"masks are 40 x 50 .* picture is 30 x 50"):
+    with pytest.raises(ValueError, match=r"masks are 40 x 50 .* image is 30 x 50"):
         draw(np.zeros((30, 50, 3), np.uint8), squares(1, 4, (40, 50)), NAMES)
 
 
-def test_small_pictures_are_enlarged():
+def test_small_images_are_enlarged():
     assert [legible_scale(*size) for size in ((240, 320), (480, 640), (20, 20))] == [2, 1, 4]

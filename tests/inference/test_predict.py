@@ -5,7 +5,9 @@ from support.tiny_model import write_checkpoint, write_set
 
 from condseg.data.coco import CocoDataset
 from condseg.data.collate import collate
-from condseg.inference.predictor import Predictor, evaluate, pick_device
+from condseg.inference.device import pick_device
+from condseg.inference.evaluate import evaluate
+from condseg.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +16,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [(50, 200), (300, 120), (1, 1), (64, 96)])
-def test_detections_are_in_the_pictures_own_pixels(checkpoint, size):
+def test_detections_are_in_the_images_own_pixels(checkpoint, size):
     predictor = Predictor.from_checkpoint(checkpoint, "cpu")
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     found = predictor(image)
@@ -25,7 +27,7 @@ def test_detections_are_in_the_pictures_own_pixels(checkpoint, size):
     assert (found.scores.diff() <= 0).all()
 
 
-def test_a_file_of_a_set_and_its_pixels_give_the_same(checkpoint, tmp_path):
+def test_a_file_of_a_set_and_its_pixels_agree(checkpoint, tmp_path):
     predictor = Predictor.from_checkpoint(checkpoint, "cpu")
     root = write_set(tmp_path)
     dataset = CocoDataset(root / "instances_val.json", root / "val", predictor.transform)
@@ -36,7 +38,7 @@ def test_a_file_of_a_set_and_its_pixels_give_the_same(checkpoint, tmp_path):
     assert torch.equal(by_set.masks, by_pixels.masks)
 
 
-def test_settings_replace_the_checkpoints(checkpoint):
+def test_arguments_override_the_checkpoint(checkpoint):
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     assert len(Predictor.from_checkpoint(checkpoint, "cpu", max_detections=3)(image)) == 3
     assert len(Predictor.from_checkpoint(checkpoint, "cpu", score_threshold=1.0)(image)) == 0

@@ -1,4 +1,4 @@
-"""Each stage is charged with its own time, by a clock of the test's."""
+"""The time of each stage, by a clock of the test."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def stages():
     return Stages(torch.device("cpu"))
 
 
-def test_time_of_an_inner_stage_is_not_the_outer_ones(clock, stages):
+def test_an_inner_stage_does_not_count_for_the_outer_one(clock, stages):
     with stages("outer"):
         clock[0] += 1
         with stages("inner"):
@@ -36,7 +36,7 @@ def test_time_of_an_inner_stage_is_not_the_outer_ones(clock, stages):
     ]
 
 
-def test_calls_are_watched_for_a_while_and_then_as_before(clock, stages):
+def test_calls_are_timed_inside_the_context_only(clock, stages):
     class Doubler(torch.nn.Module):
         def forward(self, x):
             clock[0] += 3
@@ -45,7 +45,7 @@ def test_calls_are_watched_for_a_while_and_then_as_before(clock, stages):
             return 2 * x
 
     doubler = Doubler()
-    with stages.watching((doubler, "forward", "doubling")):
+    with stages.timed_calls((doubler, "forward", "doubling")):
         assert doubler(4) == 8
         with pytest.raises(KeyError):
             doubler(None)
@@ -53,12 +53,12 @@ def test_calls_are_watched_for_a_while_and_then_as_before(clock, stages):
     assert stages.seconds == {"doubling": 6}
     assert "forward" not in vars(doubler)
     original = doubler.own = lambda: 1
-    with stages.watching((doubler, "own", "own")):
+    with stages.timed_calls((doubler, "own", "own")):
         assert doubler.own is not original
     assert doubler.own is original
 
 
-def test_waiting_for_items_is_charged_and_using_them_is_not(clock, stages):
+def test_waiting_for_items_counts_and_using_them_does_not(clock, stages):
     def items():
         for i in range(3):
             clock[0] += 1

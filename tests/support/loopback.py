@@ -1,4 +1,4 @@
-"""A server on loopback that can misbehave."""
+"""A server on loopback that can misbehave, also in place of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,69 +7,68 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+HUB = "/hub"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``files``; each GET is noted in ``asked`` with its Range.
+    """Serves ``files``; each GET of one is noted in ``asked`` with its Range.
 
-    Below ``hub`` it answers as the Hugging Face hub does for a large file: a redirection, which
-    says size and SHA-256.
+    Below ``HUB`` it answers like the Hugging Face hub for a large file: a redirect to another
+    host, with the size and the SHA-256 in its headers.
     """
-
-    hub = "/hub/"
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
-        self.stop_after: int | None = None  # bytes of an answer after which the connection breaks
+        self.stop_after: list[int] = []  # bytes after which the next answers break off
         self.ranges = True
+        self.promised: str | None = None  # SHA-256 to send in place of the right one
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.storage = f"http://localhost:{self.server_port}/storage"
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_HEAD(self) -> None:
-        content = self.server.files.get(self.path)
-        if content is None:
-            self.send_error(404)
-        elif self.path.startswith(self.server.hub):
-            self._redirect(content)
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
+        self._answer(body=False)
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append((self.path, asked))
-        store = self.path.startswith("/store/")
-        content = self.server.files.get(self.path.removeprefix("/store") if store else self.path)
+        if self.path.removeprefix("/storage") in self.server.files:
+            self.server.asked.append((self.path, self.headers.get("Range")))
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        content = self.server.files.get(self.path.removeprefix("/storage"))
         if content is None:
             self.send_error(404)
             return
-        if self.path.startswith(self.server.hub):
-            self._redirect(content)
-            return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        if asked and self.server.ranges:
+        if self.path.startswith(HUB):
+            digest = self.server.promised or hashlib.sha256(content).hexdigest()
+            self.send_response(302)
+            self.send_header("Location", self.server.storage + self.path)
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("X-Linked-Size", str(len(content)))
+            self.send_header("X-Linked-ETag", f'"{digest}"')
+            content = b""
+        elif (asked := self.headers.get("Range")) and self.server.ranges:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            content = content[start:]
         else:
-            start = 0
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[start:][: self.server.stop_after])
-
-    def _redirect(self, content: bytes) -> None:
-        self.send_response(302)
-        self.send_header("Location", f"{self.server.url}/store{self.path}")
-        self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        if body and content:
+            end = self.server.stop_after.pop(0) if self.server.stop_after else None
+            self.wfile.write(content[:end])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -77,11 +76,20 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    with Server() as one:
-        thread = threading.Thread(target=one.serve_forever, args=(0.01,))
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield one
+            yield server
         finally:
-            one.shutdown()
+            server.shutdown()
             thread.join()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    """What HF_ENDPOINT, HF_HOME and TORCH_HOME do to a process that starts with them."""
+    monkeypatch.setattr(constants, "ENDPOINT", f"{url}{HUB}")
+    template = f"{url}{HUB}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(home / "torch"))

@@ -1,4 +1,4 @@
-"""A model that is small enough to run in any test, a checkpoint of it, and a set to run it on."""
+"""A small untrained model, its checkpoint, and a set of images."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def write_checkpoint(path: Path, root: Path | str = "tabletop") -> Path:
 
 
 def write_set(root: Path, count: int = 5) -> Path:
-    """Noise with a rectangle in each picture; sizes differ."""
+    """Noise with a rectangle in each image; sizes differ."""
     rng = np.random.default_rng(0)
     (root / "val").mkdir(parents=True)
     images, annotations = [], []

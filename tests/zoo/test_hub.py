@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from support import foreign
-from support.loopback import Server, serving
+from support.loopback import Server, serving, use_hub
 
-from condseg.data.transfer import DownloadError
-from condseg.zoo import hub, published
-from condseg.zoo.hub import cache_folder, fetch_model
+from condseg.zoo.hub import fetch_model
 from condseg.zoo.pretrained import convert, open_model
+from condseg.zoo.registry import MODELS, PublishedModel
 
 NAME = "condinst_r50_3x"
-PLACE = "/hub/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_3x.pth"
+FILE = "/hub/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_3x.pth"
 
 
 def saved(state: dict[str, torch.Tensor]) -> bytes:
@@ -35,134 +35,117 @@ def content() -> bytes:
 
 @pytest.fixture
 def server(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    with serving() as one:
-        monkeypatch.setenv("HF_ENDPOINT", f"{one.url}/hub/")
-        one.files[PLACE] = content
-        yield one
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's retries
+    with serving() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "cache")
+        server.files[FILE] = content
+        yield server
 
 
-def names() -> list[str]:
-    return sorted(path.name for path in cache_folder().iterdir() if path.suffix != ".lock")
+def publish(monkeypatch: pytest.MonkeyPatch, server: Server, digits: str) -> str:
+    """A model of mmdetection, outside of the hub, whose file's name has digits of a SHA-256."""
+    content = saved(foreign.mmdetection(foreign.small_network("torchvision")))
+    digits = digits or hashlib.sha256(content).hexdigest()[:8]
+    model = PublishedModel(
+        "small", "x.yaml", "mmdetection", f"{server.url}/v3.0", f"small-{digits}.pth", 1.0, 1.0
+    )
+    server.files[f"/v3.0/{model.file}"] = content
+    monkeypatch.setitem(MODELS, "small", model)
+    return f"/v3.0/{model.file}"
 
 
-def test_fetched_once_converted_and_checked(
-    server: Server, content: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    restored = open_model(model=NAME)
-    assert restored.network.num_classes == 80
-    said = capsys.readouterr().err
-    assert said.index("for non-commercial use only") < said.index("fetching http://127.0.0.1")
-    assert names() == ["CondInst_MS_R_50_3x.pth", "CondInst_MS_R_50_3x.pth.json"]
-    notes = json.loads((cache_folder() / "CondInst_MS_R_50_3x.pth.json").read_text())
-    assert notes["size"] == len(content)
-    assert notes["sha256"] == hashlib.sha256(content).hexdigest()
-    asked = len(server.asked)
+def test_downloaded_once_and_converted(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert open_model(model=NAME).network.num_classes == 80
+    printed = capsys.readouterr().err
+    licence = printed.index("weights of AdelaiDet, for non-commercial use only")
+    assert licence < printed.index(f"downloading {server.url}{FILE}")
+    server.files.clear()
     open_model(model=NAME, offline=True)
     open_model()  # the default where nothing was trained
-    assert len(server.asked) == asked
+    assert server.asked == [(f"/storage{FILE}", None)]
     assert "non-commercial" not in capsys.readouterr().err
 
 
-def test_it_goes_on_where_the_connection_broke(server: Server, content: bytes) -> None:
-    server.stop_after = len(content) // 2
-    with pytest.raises(DownloadError, match=r"after \d+ of \d+ bytes.*goes on from there"):
-        fetch_model(NAME)
-    assert names() == ["CondInst_MS_R_50_3x.pth.part"]
-    server.stop_after = None
-    assert fetch_model(NAME).read_bytes() == content
-    assert server.asked[-1] == (f"/store{PLACE}", f"bytes={len(content) // 2}-")
-
-
-def test_other_bytes_than_the_hub_promises(
+def test_a_lost_connection_is_resumed(
     server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promised = hashlib.sha256(b"other").hexdigest()
-    monkeypatch.setattr(hub, "_ask", lambda *_: (len(content), promised))
-    with pytest.raises(DownloadError, match=f"SHA256 .* with {promised}; deleted"):
-        fetch_model(NAME)
-    assert names() == []
+    half = len(content) // 2
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", half)
+    server.stop_after = [half]
+    assert fetch_model(NAME).read_bytes() == content
+    assert server.asked == [(f"/storage{FILE}", None), (f"/storage{FILE}", f"bytes={half}-")]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "tampered"])
-def test_a_damaged_file_in_the_cache(server: Server, content: bytes, damage: str) -> None:
-    path = fetch_model(NAME)
-    path.write_bytes(content[:-20] if damage == "truncated" else content[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"is damaged: \d+ bytes with SHA-256 .*; delete it"):
+def test_a_download_that_breaks_off_leaves_nothing(server: Server, content: bytes) -> None:
+    server.stop_after = [0] * 6
+    with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*; try again, or "):
         fetch_model(NAME)
-    path.unlink()
     assert fetch_model(NAME).read_bytes() == content
 
 
-def test_a_file_that_changed_on_the_server(server: Server, content: bytes) -> None:
-    path = fetch_model(NAME)
-    path.unlink()
-    server.files[PLACE] = content + b"more"
-    with pytest.raises(DownloadError, match=r"when it was first fetched it had .*delete .*json"):
+@pytest.mark.parametrize("damage", ["truncated", "tampered", "promised"])
+def test_a_damaged_file_in_the_cache(server: Server, content: bytes, damage: str) -> None:
+    if damage == "promised":  # the server sends other bytes than it says
+        server.promised = "0" * 64
+    else:
+        path = fetch_model(NAME).resolve()
+        path.write_bytes(content[:-20] if damage == "truncated" else content[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"is damaged: its SHA-256 begins with .*; delete it") as e:
         fetch_model(NAME)
-    path.with_name(f"{path.name}.json").unlink()
-    assert fetch_model(NAME).stat().st_size == len(content) + 4
+    Path(str(e.value).split()[1]).unlink()
+    server.promised = None
+    assert fetch_model(NAME).read_bytes() == content
 
 
-def test_notes_that_cannot_be_read(server: Server) -> None:
-    path = fetch_model(NAME)
-    path.with_name(f"{path.name}.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"json is damaged .*; delete it"):
-        fetch_model(NAME)
-
-
-def test_a_file_put_there_by_hand(server: Server, content: bytes) -> None:
-    cache_folder().mkdir(parents=True)
-    path = cache_folder() / "CondInst_MS_R_50_3x.pth"
-    path.write_bytes(content)
-    assert fetch_model(NAME, offline=True) == path
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (NAME, r"condinst_r50_3x is not in .*hub; without --offline it is downloaded there"),
+        ("condinst_r50_mmdet", r"condinst_r50_mmdet is not in .*torch/hub/checkpoints; without"),
+        ("condinst_r50_3xx", "did you mean condinst_r50_3x?"),
+    ],
+)
+def test_offline_and_unknown(server: Server, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fetch_model(name, offline=True)
     assert server.asked == []
-    path.write_bytes(content[:-1] + b"x")
-    with pytest.raises(ValueError, match="is damaged"):
-        fetch_model(NAME, offline=True)
 
 
-def test_offline_and_unknown(server: Server) -> None:
-    with pytest.raises(ValueError, match=r"not in the cache: without --offline it is fetched to "):
-        fetch_model(NAME, offline=True)
-    with pytest.raises(ValueError, match="did you mean condinst_r50_3x"):
-        fetch_model("condinst_r50_3xx")
-    assert not cache_folder().exists()
-
-
-def test_no_such_file_and_no_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_such_file_and_no_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.files.clear()
-    with pytest.raises(DownloadError, match=r"answers 404 .*or put the file at .*3x\.pth"):
+    with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*404.*convert\.py"):
         fetch_model(NAME)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "other")
     with pytest.raises(ValueError, match=r"none under runs/, .*refused.*quickstart\.yaml"):
         open_model()
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="only one is allowed"):
         open_model("a.ckpt", NAME)
 
 
-def test_mmdetection_names_the_sum_in_the_file_name(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = saved(foreign.mmdetection(foreign.small_network("torchvision")))
-    digest = hashlib.sha256(content).hexdigest()
-
-    def publish(checksum: str) -> None:
-        place = f"/v3.0/small_2022-{checksum}.pth"
-        server.files[place] = content
-        url = f"{server.url}{place}"
-        model = published.Published("small", "x.yaml", "mmdetection", url, 1.0, 1.0)
-        monkeypatch.setitem(published.MODELS, "small", model)
-
-    publish("01234567")
-    with pytest.raises(DownloadError, match="bytes with 01234567; deleted"):
+def test_outside_of_the_hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, server, "01234567")
+    with pytest.raises(ValueError, match='expected "01234567", got'):
         fetch_model("small")
-    publish(digest[:8])
-    assert convert(fetch_model("small"))["source"] == "mmdetection"
+    with pytest.raises(ValueError, match="is not in"):
+        fetch_model("small", offline=True)
+    file = publish(monkeypatch, server, "")
+    path = fetch_model("small")
+    assert convert(path)["source"] == "mmdetection"
+    assert path.is_file()
+    path.rename(path.with_name("elsewhere"))
+    path.write_bytes(server.files[file])  # by hand
+    asked = len(server.asked)
+    assert fetch_model("small", offline=True) == path
+    path.write_bytes(server.files[file][:-1] + b"x")
+    with pytest.raises(ValueError, match="is damaged: its SHA-256"):
+        fetch_model("small")
+    assert len(server.asked) == asked
 
 
 def test_a_page_in_place_of_the_file(server: Server) -> None:
-    server.files[PLACE] = b"<html>moved</html>"
+    server.files[FILE] = b"<html>moved</html>"
     with pytest.raises(ValueError, match=r"3x\.pth (is damaged|cannot be read)"):
         open_model(model=NAME)

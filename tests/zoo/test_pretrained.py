@@ -151,7 +151,7 @@ def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
     ("change", "said"),
     [
         ("missing", "has no tensor that would be mask_branch.tower.1.weight"),
-        ("unknown", "no place is known for proposal_generator.new"),
+        ("unknown", "unknown tensor proposal_generator.new"),
         (
             "shape",
             r"mask_branch.tower.0.0.weight: \(16, 17, 3, 3\) in the file, \(16, 16, 3, 3\) in "
@@ -221,7 +221,7 @@ def test_the_tool_then_the_same_detections(
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, source, source)
     assert stop.value.code == 2
-    assert "is the input; name another file" in capsys.readouterr().err
+    assert "is the input; choose another file" in capsys.readouterr().err
 
 
 def start_words(source: Path | str, *more: str) -> list[str]:
@@ -243,7 +243,7 @@ def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.Monk
     assert any(
         line.startswith(f"started from {source}: ")
         and line.endswith(
-            "made anew for 2 classes in place of 80: head.class_logits.weight, "
+            "initialized for 2 classes instead of 80: head.class_logits.weight, "
             "head.class_logits.bias, mask_branch.semantic_logits.weight, "
             "mask_branch.semantic_logits.bias"
         )
@@ -294,7 +294,7 @@ def test_the_same_classes_keep_their_classifier(tmp_path: Path) -> None:
     assert "its 80 classes" in start_from(other, content, coco_categories(), "x")
     same(other, network)
     other_names = [Category(i, f"c{i}") for i in range(80)]
-    assert "made anew for 80 classes" in start_from(other, content, other_names, "x")
+    assert "initialized for 80 classes" in start_from(other, content, other_names, "x")
 
 
 def test_every_tensor_is_used_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

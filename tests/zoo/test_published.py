@@ -71,7 +71,7 @@ def test_an_unknown_name_is_an_error() -> None:
         (convert_adelaidet, "backbone.bottom_up.res3.0.conv2_gate.weight"),
         (convert_mmdetection, "bbox_head.new.weight"),
     ):
-        with pytest.raises(ValueError, match=f"no place is known for {key}"):
+        with pytest.raises(ValueError, match=f"unknown tensor {key}"):
             convert({key: torch.zeros(1)})
 
 

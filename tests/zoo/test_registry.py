@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support import tiny
 
+from condseg.models.backbones.files import sha256_in_name
 from condseg.zoo.detectors import import_detector
-from condseg.zoo.published import BACKBONES, DEFAULT_MODEL, MODELS, tables
+from condseg.zoo.registry import BACKBONES, DEFAULT_MODEL, MODELS, tables
 from tests.zoo.test_published import made_up, needs_key_lists
 
 KEY_LISTS = {
@@ -33,15 +35,16 @@ def test_the_page_shows_the_registry() -> None:
     assert shown == tables(), "python tools/models.py prints what must be there"
 
 
-def test_names_and_places() -> None:
+def test_names_and_addresses() -> None:
     assert DEFAULT_MODEL in MODELS
     model = MODELS["condinst_r50_3x_sem"]
     assert model.config == "condinst_r50_sem.yaml"
-    assert model.url == (
-        "https://huggingface.co/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_3x_sem.pth"
+    assert (model.folder, model.file) == (
+        "tianzhi/AdelaiDet-CondInst",
+        "CondInst_MS_R_50_3x_sem.pth",
     )
-    assert MODELS["condinst_r50_mmdet"].checksum == "4c186406"
-    assert model.checksum == ""
+    assert sha256_in_name(Path(model.file)) == ""
+    assert sha256_in_name(Path(MODELS["condinst_r50_mmdet"].file)) == "4c186406"
     files = [m.file for m in MODELS.values()]
     assert len(set(files)) == len(files)
     assert len({b.key for b in BACKBONES}) == len(BACKBONES)

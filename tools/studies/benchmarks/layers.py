@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from condseg import layers
-from condseg.inference.predictor import pick_device
+from condseg.inference.device import pick_device
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import MaskQueries
 from studies.benchmarks.measure import (

@@ -138,7 +138,7 @@ def stages(shapes: Shapes, device: torch.device, rounds: int = 5) -> dict[str, d
 def _from_file_to_drawing(predictor: Predictor, file: Path, clock: Stages) -> None:
     with clock("load"):
         image = read_image(file)
-    with clock("pre-process"), predictor.watched(clock):
+    with clock("pre-process"), predictor.timed(clock):
         found = predictor(image)
     with clock("RLE"):
         info = ImageInfo(0, str(file), (image.shape[0], image.shape[1]), (0, 0))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from condseg.inference.predictor import pick_device
+from condseg.inference.device import pick_device
 from studies.benchmarks.compare import Comparison, bars_table, sides_table
 from studies.benchmarks.measure import Spread, machine
 from studies.benchmarks.report import (

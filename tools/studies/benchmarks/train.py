@@ -63,7 +63,7 @@ class Trainer:
     def watched_step(self, device: torch.device) -> dict[str, float]:
         """Seconds of each stage of a step."""
         stages, network = Stages(device), self.network
-        with stages.watching(
+        with stages.timed_calls(
             (network, "forward", "pre-process"),
             (network.backbone, "forward", "backbone"),
             (network.fpn, "forward", "FPN"),

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from condseg.inference.predictor import pick_device
+from condseg.inference.device import pick_device
 from studies.benchmarks.report import write_between, write_json
 from studies.comparison import costs, figure, summary
 from studies.comparison.trials import Budget, Trial, run, same_budget, trials

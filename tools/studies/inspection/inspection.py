@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from condseg.data.transforms import resized
-from condseg.inference.annotate import find_depths, find_pictures, read_pair
 from condseg.inference.predictor import Predictor
+from condseg.inference.sources import find_depths, find_images, read_pair
 from condseg.layers import (
     CondConv2d,
     DyConv2d,
@@ -368,7 +368,7 @@ def inspect(
             "the checkpoint's network is static: there is no dynamic layer to look at "
             "(model.network.backbone.conv and model.network.mask_filter make it dynamic)"
         )
-    files, without = find_pictures(inputs)
+    files, without = find_images(inputs)
     failed = [f"found no pictures in {text!r}" for text in without]
     pictures: list[Path] = []
     classes: dict[str, list[int]] = {}
