@@ -1,4 +1,4 @@
-"""The values that cross a border between rooms; see ``CONTRIBUTING.md`` for the way they go.
+"""The values that pass between packages; ``CONTRIBUTING.md`` shows the data flow.
 
 B images, C channels, H x W padded size, L locations of all levels, K classes, G generated
 parameters, N objects of an image, P chosen locations of a batch, D detections of an image.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 Size = tuple[int, int]
 Supervision = Literal["masks", "boxes", "mixed"]
-"""What is known of the objects: of all the mask, of all the box alone, of some this, some that."""
+"""Whether training knows the masks of all objects, only their boxes, or masks of some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """Where a picture comes from and how it lies in the batch.
+    """Where an image comes from and its size in the batch.
 
     Attributes:
-        image_id: id in the COCO file (or the position, for pictures without one).
-        file_name: path as it was read, for messages and for drawing.
-        original_size: (height, width) of the picture as people see it, after EXIF rotation.
-        size: (height, width) of the resized picture in the top left corner of the batch.
+        image_id: id in the COCO file.
+        file_name: path of the file.
+        original_size: (height, width) of the image after EXIF rotation.
+        size: (height, width) of the resized image in the top left corner of the batch.
     """
 
     image_id: int
@@ -53,13 +53,13 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The objects of one picture; N may be 0.
+    """The objects of one image; N may be 0.
 
     Attributes:
         boxes: (N, 4) xyxy in pixels of the network's input.
         labels: (N,) contiguous classes 0..K-1, never COCO category ids.
-        masks: (N, H, W) at the input's resolution (the padded one once batched); without a pixel
-            for an object of which only the box is known.
+        masks: (N, H, W) at the input's resolution (padded once batched); empty for an object of
+            which only the box is known.
     """
 
     boxes: Float[Tensor, "n 4"]
@@ -68,7 +68,7 @@ class Targets:
 
     @property
     def has_mask(self) -> Bool[Tensor, " n"]:
-        """(N,) whether more than the box is known of an object."""
+        """(N,) whether the mask of an object is known."""
         return self.masks.flatten(1).any(dim=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
@@ -84,14 +84,14 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture with its objects, as a dataset gives it.
+    """One image with its objects, as a dataset returns it.
 
     Attributes:
         image: (3, H, W) RGB, 0..255.
         targets: its objects, in the same pixels.
         info: where it comes from.
-        depth: (H, W) distance of what each pixel shows, in the file's own unit; 0 where it was
-            not measured. None where the network takes no depth.
+        depth: (H, W) distance in the file's unit, 0 where it was not measured; None if the
+            network takes no depth.
     """
 
     image: UInt8[Tensor, "3 h w"]
@@ -105,10 +105,10 @@ class Batch:
     """Samples of one step, padded with zeros at the right and the bottom to a common size.
 
     Attributes:
-        images: (B, 3, H, W) RGB, 0..255; the network normalises, then blanks the padding.
+        images: (B, 3, H, W) RGB, 0..255; the network normalizes them.
         targets: B entries, masks padded to H x W.
         infos: B entries.
-        depth: (B, H, W), of all samples or of none; the padding is 0 like what was not measured.
+        depth: (B, H, W), 0 in the padding and where it was not measured.
     """
 
     images: UInt8[Tensor, "b 3 h w"]
@@ -134,7 +134,7 @@ class Batch:
 
     @property
     def sizes(self) -> tuple[Size, ...]:
-        """(height, width) of each picture inside the padding."""
+        """(height, width) of each image without its padding."""
         return tuple(info.size for info in self.infos)
 
     def __len__(self) -> int:
@@ -142,30 +142,102 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class DensePredictions:
-    """What the network says at every location, before any choice.
+class Locations:
+    """The L locations of all pyramid levels, level after level, row-major inside a level.
 
     Attributes:
-        class_logits: (B, L, K), levels in order, row-major inside a level.
-        ltrb: (B, L, 4) distances to left, top, right, bottom, in strides of the level.
-        centerness_logits: (B, L); None of a head whose class scores say how good the box is.
-        controller_features: one (B, C, h, w) map a level, the controller's input (its output, in
-            the head's reference form).
-        mask_features: (B, Cm, H/8, W/8).
-        semantic_logits: (B, K, H/8, W/8), only in training with the semantic loss.
+        points: (L, 2) centers (x, y) in pixels of the network's input.
+        stride: (L,) pixels between neighbors of the level.
+        level: (L,) index of the pyramid level, 0 is the finest.
+        size_of_interest: (L,) pixels by which relative coordinates are divided.
+        regression_range: (L, 2) min and max of an object's largest distance to a side, in pixels,
+            for which the level is responsible.
+    """
+
+    points: Float[Tensor, "l 2"]
+    stride: Float[Tensor, " l"]
+    level: Int64[Tensor, " l"]
+    size_of_interest: Float[Tensor, " l"]
+    regression_range: Float[Tensor, "l 2"]
+
+
+Index = int | slice | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPredictions:
+    """What a dense head predicts at every location.
+
+    A head whose scores are not the class scores alone returns a subclass.
+
+    Attributes:
+        class_logits: (B, L, K).
+        ltrb: (B, L, 4) distances to left, top, right, bottom in strides of the level, >= 0.
+        controller_features: one (B, C, h, w) map per level, the controller's input.
     """
 
     class_logits: Float[Tensor, "b l k"]
     ltrb: Float[Tensor, "b l 4"]
-    centerness_logits: Float[Tensor, "b l"] | None
     controller_features: Sequence[Float[Tensor, "b c _h _w"]]
-    mask_features: Float[Tensor, "b cm hm wm"]
-    semantic_logits: Float[Tensor, "b k hm wm"] | None = None
 
     @property
     def level_sizes(self) -> tuple[Size, ...]:
         """(height, width) of each level's map."""
         return tuple((f.shape[-2], f.shape[-1]) for f in self.controller_features)
+
+    def class_scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "l k"]:
+        """Class scores, 0..1, of an image, or of pairs of image and location."""
+        return self.class_logits[image, location].float().sigmoid()
+
+    def scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "l k"]:
+        """The scores by which candidates are ranked, 0..1."""
+        return self.class_scores(image, location)
+
+    def final_scores(self, scores: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        """The scores of detections, from those by which they were ranked."""
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class FCOSPredictions(HeadPredictions):
+    """Predictions with FCOS's centerness.
+
+    Attributes:
+        centerness_logits: (B, L).
+
+    Source:
+        FCOS (ICCV 2019), section 3.2; the square root is the official implementation's.
+    """
+
+    centerness_logits: Float[Tensor, "b l"]
+
+    def scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "l k"]:
+        """Class score x centerness."""
+        centerness = self.centerness_logits[image, location].float().sigmoid()
+        return self.class_scores(image, location) * centerness[:, None]
+
+    def final_scores(self, scores: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        """sqrt(class score x centerness)."""
+        return scores.sqrt()
+
+
+@dataclass(frozen=True, slots=True)
+class DensePredictions:
+    """What the network predicts before any detection is chosen.
+
+    Attributes:
+        head: predictions at every location.
+        locations: where these are.
+        mask_features: (B, Cm, H/8, W/8).
+        image_size: (H, W) of the padded input.
+        semantic_logits: (B, K, H/8, W/8), only in training with the semantic branch.
+    """
+
+    head: HeadPredictions
+    locations: Locations
+    mask_features: Float[Tensor, "b cm hm wm"]
+    image_size: Size
+    semantic_logits: Float[Tensor, "b k hm wm"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,26 +257,24 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class MaskQueries:
-    """The instances that get a mask; P may be 0.
+    """The instances whose masks are computed; P may be 0.
 
     Attributes:
         params: (P, G) weights of all layers, then biases of all layers.
         points: (P, 2) the location (x, y) in pixels of the input.
         size_of_interest: (P,) the pixels by which relative coordinates are divided.
-        image_index: (P,) picture in the batch.
-        instance_index: (P,) object of that picture (training); -1 where there is none.
+        image_index: (P,) image in the batch.
     """
 
     params: Float[Tensor, "p g"]
     points: Float[Tensor, "p 2"]
     size_of_interest: Float[Tensor, " p"]
     image_index: Int64[Tensor, " p"]
-    instance_index: Int64[Tensor, " p"]
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """The instances found in one picture, in the ORIGINAL picture's pixels, best first.
+    """The instances detected in one image, in pixels of the original image, best first.
 
     Attributes:
         boxes: (D, 4) xyxy.

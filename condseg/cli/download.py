@@ -1,4 +1,6 @@
-"""Downloads COCO 2017 (20 GB; 41 GB of disk while unpacking, 22 GB after): python tools/download_coco.py.
+"""Downloads COCO 2017 (20 GB; 41 GB of disk while unpacking, 22 GB after).
+
+python tools/download_coco.py
 
 Given again, the same command resumes an interrupted download.
 """

@@ -23,6 +23,7 @@ from condseg.cli.parser import CONFIGS, ConfigFile, Parser
 from condseg.data.datamodule import DataModule
 from condseg.errors import user_errors
 from condseg.ops.precision import fast_precision
+from condseg.training.build import build_module
 from condseg.training.callbacks import (
     LastCheckpoint,
     Progress,
@@ -31,7 +32,6 @@ from condseg.training.callbacks import (
     ValidationImages,
 )
 from condseg.training.checkpoint_io import AtomicCheckpointIO
-from condseg.training.module import CondInstModule
 from condseg.training.runs import check_same_network, find_checkpoint, run_loggers
 from condseg.training.sync_batchnorm import SyncBatchNorm
 from condseg.zoo.checkpoint import RECIPE, load, restrict_parsing
@@ -39,7 +39,7 @@ from condseg.zoo.pretrained import start_content, start_from
 
 LESS_MEMORY = (
     "a lower --data.batch_size (with --trainer.accumulate_grad_batches), lower --data.short_sides, "
-    "--model.criterion.topk_proposals_per_image 32, --trainer.precision bf16-mixed"
+    "--model.mask_loss.topk_proposals_per_image 32, --trainer.precision bf16-mixed"
 )
 
 
@@ -69,7 +69,7 @@ class CommandLine(LightningCLI):
             monitor="val/mask_AP", mode="max", filename="best", enable_version_counter=False
         )
         super().__init__(
-            CondInstModule,
+            build_module,
             DataModule,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [best]},
@@ -114,7 +114,7 @@ class CommandLine(LightningCLI):
         parser.link_arguments(
             "data.num_classes", "model.network.num_classes", apply_on="instantiate"
         )
-        parser.link_arguments("data.supervision", "model.criterion.supervision")
+        parser.link_arguments("data.supervision", "model.mask_loss.supervision")
         parser.link_arguments(
             "model.network.depth_channels", "data.depth", compute_fn=_is_not_none, apply_on="parse"
         )

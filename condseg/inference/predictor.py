@@ -14,7 +14,7 @@ from condseg.data.collate import collate
 from condseg.data.transforms import resize_transform
 from condseg.inference.device import pick_device
 from condseg.inference.stages import Stages
-from condseg.models.folding import fold_norms_, share
+from condseg.models.optimize import optimize_for_inference
 from condseg.structures import Batch, Detections, ImageInfo, Sample, Targets
 from condseg.zoo.checkpoint import Restored, newest_best, restore
 
@@ -48,10 +48,7 @@ class Predictor:
             raise ValueError(f"precision is {precision!r}; {' or '.join(PRECISIONS)} is allowed")
         self.precision = precision
         self.device = pick_device(device)
-        self.network = share(restored.network.to(self.device).eval())
-        if self.network.implementation == "fast":
-            fold_norms_(self.network.backbone.network)
-            self.network.backbone.channels_last = True
+        self.network = optimize_for_inference(restored.network.to(self.device))
         self.postprocess = copy.copy(restored.postprocess)
         if score_threshold is not None:
             if not 0 <= score_threshold <= 1:
@@ -111,7 +108,7 @@ class Predictor:
         kind, mixed = self.device.type, self.precision == "bf16-mixed"
         with torch.autocast(kind, torch.bfloat16, enabled=mixed):
             dense = self.network(batch.images, batch.sizes, batch.depth)
-            detections = self.postprocess(self.network, dense, batch.infos)
+            detections = self.postprocess(dense, batch.infos, self.network.mask_logits)
         return [
             Detections(d.boxes.cpu(), d.scores.cpu(), d.labels.cpu(), d.masks.cpu())
             for d in detections
@@ -130,12 +127,11 @@ class Predictor:
             (self, "predict", "post-process"),
             (network, "forward", "pre-process"),
             (network.backbone, "forward", "backbone"),
-            (network.fpn, "forward", "FPN"),
+            (network.pyramid, "forward", "FPN"),
             (network.head, "forward", "heads"),
             (network.mask_branch, "forward", "heads"),
             *([] if depth is None else [(depth, "forward", "heads")]),
             (self, "postprocess", "decode + NMS"),
-            (network, "queries", "mask head"),
             (network, "mask_logits", "mask head"),
             (self.postprocess, "paste", "post-process"),
         )

@@ -1,4 +1,4 @@
-"""Dense predictions to detections in the original picture."""
+"""Dense predictions -> detections in the original image."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from condseg.layers import Implementation
 from condseg.layers.parts import full_precision
-from condseg.models.condinst import CondInst
+from condseg.models.losses.masks import MaskLogits
 from condseg.ops.boxes import boxes_from_ltrb
-from condseg.ops.locations import location_levels, pyramid_locations
-from condseg.ops.paste import paste, paste_plainly
+from condseg.ops.paste import paste
 from condseg.structures import DensePredictions, Detections, ImageInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Boxes that are left of one picture, best first, in pixels of the input.
+    """Boxes of one image after NMS, best first, in pixels of the input.
 
     Attributes:
         boxes: (D, 4) xyxy, not clipped.
-        scores: (D,) sqrt(class score x centerness); the class score where there is no centerness.
+        scores: (D,) final scores of the head.
         labels: (D,).
-        locations: (D,) index 0..L-1 of the location each came from.
+        locations: (D,) index 0..L-1 of the location that predicted it.
     """
 
     boxes: Float[Tensor, "d 4"]
@@ -37,16 +35,16 @@ class Candidates:
 
 
 class PostProcess:
-    """Chooses the detections of each picture, then makes and resizes their masks.
+    """Chooses the detections of each image, then computes and resizes their masks.
 
     Args:
-        score_threshold: a location and class stay when their score is above it.
-        threshold_with_centerness: the score that is compared is class x centerness (the official
-            CondInst), else the class score alone.
-        pre_nms_topk: best candidates that each level may keep.
-        nms_threshold: IoU above which the worse box of the same class goes.
-        max_detections: detections a picture; of equal scores at the end all stay.
-        mask_threshold: pixels of the mask are those above it.
+        score_threshold: a location and class is a candidate if its score is above.
+        threshold_with_centerness: compare the head's ranking score, FCOS's class score x centerness
+            (as the official CondInst does), instead of the class score.
+        pre_nms_topk: max number of candidates per level.
+        nms_threshold: IoU above which the lower scored box of the same class is removed.
+        max_detections: per image; detections with the score of the last one are kept too.
+        mask_threshold: score above which a pixel belongs to the mask.
 
     Source:
         FCOS (ICCV 2019), section 3; CondInst (ECCV 2020), section 3.4.
@@ -70,59 +68,54 @@ class PostProcess:
 
     @torch.no_grad()
     def __call__(
-        self, network: CondInst, dense: DensePredictions, infos: Sequence[ImageInfo]
+        self, dense: DensePredictions, infos: Sequence[ImageInfo], mask_logits: MaskLogits
     ) -> list[Detections]:
-        """Detections of each picture in its original pixels; under autocast in full precision, too.
+        """Detections of each image in pixels of the original, in full precision under autocast.
 
         Args:
-            network: made the predictions, and makes the masks.
-            dense: its predictions of B pictures.
-            infos: of the B pictures.
+            dense: predictions of B images.
+            infos: of the B images.
+            mask_logits: computes the masks of chosen locations, see ``CondInst.mask_logits``.
         """
-        with full_precision(dense.ltrb):
-            return [self._detect(network, dense, i, info) for i, info in enumerate(infos)]
+        with full_precision(dense.mask_features):
+            return [self._detect(dense, i, info, mask_logits) for i, info in enumerate(infos)]
 
     def _detect(
-        self, network: CondInst, dense: DensePredictions, image: int, info: ImageInfo
+        self, dense: DensePredictions, image: int, info: ImageInfo, mask_logits: MaskLogits
     ) -> Detections:
-        found = self.fit(self.candidates(dense, image, network.strides), info)
-        images = torch.full_like(found.locations, image)
-        logits = network.mask_logits(dense, network.queries(dense, images, found.locations))
-        masks = self.paste(logits, info, network.mask_head.out_stride, network.implementation)
+        found = self.to_original(self.candidates(dense, image), info)
+        image_index = torch.full_like(found.locations, image)
+        logits = mask_logits(dense, image_index, found.locations)
+        masks = self.paste(logits, info, dense.image_size[1] // logits.shape[2])
         return Detections(found.boxes, found.scores, found.labels, masks)
 
-    def candidates(self, dense: DensePredictions, image: int, strides: Sequence[int]) -> Candidates:
-        """What is left of one picture after thresholds, top-k and class-wise NMS."""
-        class_scores = dense.class_logits[image].float().sigmoid()
-        joint = class_scores
-        if dense.centerness_logits is not None:
-            joint = class_scores * dense.centerness_logits[image].float().sigmoid()[:, None]
-        compared = joint if self.threshold_with_centerness else class_scores
-        counts = [h * w for h, w in dense.level_sizes]
+    def candidates(self, dense: DensePredictions, image: int) -> Candidates:
+        """The boxes of one image after thresholds, top-k and class-wise NMS."""
+        head, locations = dense.head, dense.locations
+        scores = head.scores(image)  # (L, K)
+        compared = scores if self.threshold_with_centerness else head.class_scores(image)
+        counts = [h * w for h, w in head.level_sizes]
         chosen, first = [], 0
-        for passed, scores in zip(
-            (compared > self.score_threshold).split(counts), joint.split(counts), strict=True
+        for passed, level_scores in zip(
+            (compared > self.score_threshold).split(counts), scores.split(counts), strict=True
         ):
             index = passed.flatten().nonzero().squeeze(1)
             if len(index) > self.pre_nms_topk:
-                index = index[scores.flatten()[index].topk(self.pre_nms_topk).indices]
+                index = index[level_scores.flatten()[index].topk(self.pre_nms_topk).indices]
             chosen.append(index + first)
-            first += scores.numel()
-        index = torch.cat(chosen)
-        location, label = index // joint.shape[1], index % joint.shape[1]
-        levels = location_levels(dense.level_sizes, index.device)[location]
-        stride = torch.tensor(strides, device=index.device)[levels, None]
-        points = pyramid_locations(dense.level_sizes, strides, index.device)[location]
-        boxes = boxes_from_ltrb(points, dense.ltrb[image, location].float() * stride)
-        scores = joint.flatten()[index]
-        scores = scores if dense.centerness_logits is None else scores.sqrt()
-        keep = batched_nms(boxes, scores, label, self.nms_threshold)
+            first += level_scores.numel()
+        index = torch.cat(chosen)  # into (L, K)
+        location, label = index // scores.shape[1], index % scores.shape[1]
+        ltrb = head.ltrb[image, location].float() * locations.stride[location, None]
+        boxes = boxes_from_ltrb(locations.points[location], ltrb)
+        final = head.final_scores(scores.flatten()[index])
+        keep = batched_nms(boxes, final, label, self.nms_threshold)
         if len(keep) > self.max_detections:
-            keep = keep[scores[keep] >= scores[keep[self.max_detections - 1]]]
-        return Candidates(boxes[keep], scores[keep], label[keep], location[keep])
+            keep = keep[final[keep] >= final[keep[self.max_detections - 1]]]
+        return Candidates(boxes[keep], final[keep], label[keep], location[keep])
 
-    def fit(self, found: Candidates, info: ImageInfo) -> Candidates:
-        """The candidates in the original's pixels, clipped; boxes wholly outside are gone."""
+    def to_original(self, found: Candidates, info: ImageInfo) -> Candidates:
+        """Candidates in pixels of the original image, clipped; boxes outside of it are removed."""
         height, width = info.original_size
         scale = found.boxes.new_tensor((width / info.size[1], height / info.size[0])).repeat(2)
         limit = found.boxes.new_tensor((width, height, width, height))
@@ -133,12 +126,7 @@ class PostProcess:
         )
 
     def paste(
-        self,
-        logits: Float[Tensor, "d h4 w4"],
-        info: ImageInfo,
-        stride: int,
-        implementation: Implementation = "fast",
+        self, logits: Float[Tensor, "d h4 w4"], info: ImageInfo, stride: int
     ) -> Bool[Tensor, "d h w"]:
-        """Masks of the original size: up-sampled, cut to the picture, resized, thresholded."""
-        form = paste_plainly if implementation == "reference" else paste
-        return form(logits.float(), stride, info.size, info.original_size, self.mask_threshold)
+        """Masks of the original size: upsampled, cropped to the image, resized, thresholded."""
+        return paste(logits.float(), stride, info.size, info.original_size, self.mask_threshold)

@@ -1,25 +1,25 @@
-"""Where the locations of the feature pyramid lie in the picture."""
+"""The locations of a feature pyramid in pixels of the network's input."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from condseg.structures import Size
+from condseg.structures import Locations, Size
 
 
 def level_locations(
     size: Size, stride: int, device: torch.device | str | None = None
 ) -> Float[Tensor, "l 2"]:
-    """Centres of the cells of one map: (x, y) = (j s + s // 2, i s + s // 2), row-major.
+    """Centers of the cells of one map: (x, y) = (j s + s // 2, i s + s // 2), row-major.
 
     Args:
         size: (height, width) of the map.
-        stride: pixels of the picture a cell.
-        device: where the tensor lives.
+        stride: pixels per cell.
+        device: of the result.
 
     Source:
         FCOS (ICCV 2019), section 3.1.
@@ -31,15 +31,38 @@ def level_locations(
 
 
 def pyramid_locations(
-    sizes: Sequence[Size], strides: Sequence[int], device: torch.device | str | None = None
-) -> Float[Tensor, "l 2"]:
-    """Locations of all levels, one after the other: (L, 2) points (x, y) in pixels."""
-    return torch.cat([level_locations(hw, s, device) for hw, s in zip(sizes, strides, strict=True)])
+    level_sizes: Sequence[Size],
+    strides: Sequence[int],
+    device: torch.device | str | None = None,
+    sizes_of_interest: Sequence[int] | None = None,
+) -> Locations:
+    """The locations of all levels, level after level.
 
+    Level l is responsible for objects whose largest distance to a side is between the sizes of
+    interest of levels l - 1 and l; the first and the last level have no limit on one side.
 
-def location_levels(
-    sizes: Sequence[Size], device: torch.device | str | None = None
-) -> Int64[Tensor, " l"]:
-    """Level 0, 1, ... of each of the L locations."""
-    counts = torch.tensor([h * w for h, w in sizes], device=device)
-    return torch.repeat_interleave(torch.arange(len(sizes), device=device), counts)
+    Args:
+        level_sizes: (height, width) of each level's map.
+        strides: pixels per cell of each level.
+        device: of the result.
+        sizes_of_interest: of each level, in pixels; 8 strides, as published, if not given.
+
+    Source:
+        FCOS (ICCV 2019), section 3.2: 64, 128, 256, 512; CondInst divides the relative coordinates
+        by these and, at the last level, by 1024.
+    """
+    sizes = [8 * stride for stride in strides] if sizes_of_interest is None else sizes_of_interest
+    lower, upper = (-1.0, *sizes[:-1]), (*sizes[:-1], 1e8)
+    counts = [h * w for h, w in level_sizes]
+
+    def per_location(values: Sequence[int | float], dtype: torch.dtype = torch.float32) -> Tensor:
+        parts = zip(counts, values, strict=True)
+        return torch.cat([torch.full((n,), v, dtype=dtype, device=device) for n, v in parts])
+
+    return Locations(
+        torch.cat([level_locations(*each, device) for each in zip(level_sizes, strides)]),  # noqa: B905
+        per_location(strides),
+        per_location(range(len(counts)), torch.int64),
+        per_location(sizes),
+        torch.stack((per_location(lower), per_location(upper)), dim=1),
+    )

@@ -62,13 +62,13 @@ class CondInstModule(LightningModule):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch by name; what is minimised is their sum."""
         dense = self.network(batch.images, batch.sizes, batch.depth)
-        losses: dict[str, Tensor] = self.criterion(self.network, dense, batch)
+        losses: dict[str, Tensor] = self.criterion(dense, batch, self.network.mask_logits)
         return losses
 
     def predict(self, batch: Batch) -> list[Detections]:
         """The detections in each picture, in its original pixels."""
         dense = self.network(batch.images, batch.sizes, batch.depth)
-        return self.postprocess(self.network, dense, batch.infos)
+        return self.postprocess(dense, batch.infos, self.network.mask_logits)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.loss(batch)

@@ -21,17 +21,20 @@ _HEAD = r"proposal_generator\.fcos_head\."
 _BIFPN_NODES = ("3_3_4", "2_2_5", "1_1_6", "0_0_7", "1_1_7_8", "2_2_6_9", "3_3_5_10", "4_4_11")
 _BIFPN = r"backbone\.repeated_bifpn\.(\d+)\."
 _BIFPN_RULES = [
-    (r"backbone\.bottom_up\.res6\.reduction\.weight", r"fpn.p6.0.weight"),
-    (rf"backbone\.bottom_up\.res6\.reduction\.norm\.{_LEAF}", r"fpn.p6.1.\1"),
-    (rf"{_BIFPN}lateral_(\d)_f\2\.(weight|bias)", r"fpn.blocks.\1.lateral.\2.0.\3"),
-    (rf"{_BIFPN}lateral_(\d)_f\2\.norm\.{_LEAF}", r"fpn.blocks.\1.lateral.\2.1.\3"),
+    (r"backbone\.bottom_up\.res6\.reduction\.weight", r"pyramid.p6.0.weight"),
+    (rf"backbone\.bottom_up\.res6\.reduction\.norm\.{_LEAF}", r"pyramid.p6.1.\1"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.(weight|bias)", r"pyramid.blocks.\1.lateral.\2.0.\3"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.norm\.{_LEAF}", r"pyramid.blocks.\1.lateral.\2.1.\3"),
     *(
         rule
         for number, node in enumerate(_BIFPN_NODES)
         for rule in (
-            (rf"{_BIFPN}weights_f{node}", rf"fpn.blocks.\1.weights.{number}"),
-            (rf"{_BIFPN}outputs_f{node}\.weight", rf"fpn.blocks.\1.output.{number}.0.weight"),
-            (rf"{_BIFPN}outputs_f{node}\.norm\.{_LEAF}", rf"fpn.blocks.\1.output.{number}.1.\2"),
+            (rf"{_BIFPN}weights_f{node}", rf"pyramid.blocks.\1.weights.{number}"),
+            (rf"{_BIFPN}outputs_f{node}\.weight", rf"pyramid.blocks.\1.output.{number}.0.weight"),
+            (
+                rf"{_BIFPN}outputs_f{node}\.norm\.{_LEAF}",
+                rf"pyramid.blocks.\1.output.{number}.1.\2",
+            ),
         )
     ),
 ]
@@ -39,11 +42,11 @@ _RULES = [
     *_BIFPN_RULES,
     *RESNET_RULES,
     *(
-        (rf"backbone\.fpn_{part}{level}\.(weight|bias)", rf"fpn.{part}.{level - 3}.\1")
+        (rf"backbone\.fpn_{part}{level}\.(weight|bias)", rf"pyramid.{part}.{level - 3}.\1")
         for part in ("lateral", "output")
         for level in (3, 4, 5)
     ),
-    (r"backbone\.top_block\.(p6|p7)\.(weight|bias)", r"fpn.\1.\2"),
+    (r"backbone\.top_block\.(p6|p7)\.(weight|bias)", r"pyramid.\1.\2"),
     (rf"{_HEAD}cls_tower\.(\d+)\.(weight|bias)", r"head.class_tower.\1.\2"),
     (rf"{_HEAD}bbox_tower\.(\d+)\.(weight|bias)", r"head.box_tower.\1.\2"),
     (rf"{_HEAD}cls_logits\.(weight|bias)", r"head.class_logits.\1"),

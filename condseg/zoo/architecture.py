@@ -10,8 +10,6 @@ from torch import Tensor
 
 from condseg.models.backbones.resnet import BLOCKS
 
-_MASK_HEAD_LAYERS = 3
-
 
 def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> dict[str, Any]:
     """The arguments of the ``CondInst`` that has these tensors.
@@ -35,17 +33,15 @@ def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> d
         "backbone": _backbone(state, style, source),
         "num_classes": num_classes,
         "channels": channels,
-        **_pyramid(state),
-        "tower_convs": sum(
-            tensor.ndim == 4
-            for key, tensor in state.items()
-            if re.fullmatch(r"head\.class_tower\.\d+\.weight", key)
-        ),
+        "pyramid": _pyramid(state),
+        "head": {
+            "class_path": "condseg.models.FCOSHead",
+            "init_args": {"tower_convs": _tower_convs(state)},
+        },
         "mask_branch_channels": _shape(state, "mask_branch.refine.0.0.weight", source)[0],
         "mask_branch_convs": branch_convs,
         "mask_features": mask_features,
-        "mask_head_channels": _mask_head_channels(num_params, mask_features, source),
-        "mask_head_layers": _MASK_HEAD_LAYERS,
+        **_mask_head(num_params, mask_features, source),
         "semantic_loss": "mask_branch.semantic_logits.weight" in state,
     }
 
@@ -81,18 +77,36 @@ def _deformable(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 
 def _pyramid(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    rounds = _count(state, r"fpn\.blocks\.(\d+)\.weights\.0")
-    return {"pyramid": "bifpn", "pyramid_repeats": rounds} if rounds else {"pyramid": "fpn"}
+    repeats = _count(state, r"pyramid\.blocks\.(\d+)\.weights\.0")
+    if repeats:
+        init_args = {"num_repeats": repeats}
+        return {"class_path": "condseg.models.BiFPN", "init_args": init_args}
+    return {"class_path": "condseg.models.FPN", "init_args": {}}
 
 
-def _mask_head_channels(num_params: int, mask_features: int, source: str) -> int:
-    """The c that solves G = (m + 2) c + c^2 + c + 2 c + 1, for three layers on m + 2 channels."""
-    for c in range(1, num_params):
-        if (mask_features + 2) * c + c * c + c + 2 * c + 1 == num_params:
-            return c
+def _tower_convs(state: Mapping[str, Tensor]) -> int:
+    pattern = re.compile(r"head\.class_tower\.\d+\.weight")
+    return sum(pattern.fullmatch(key) is not None and t.ndim == 4 for key, t in state.items())
+
+
+def _mask_head(num_params: int, mask_features: int, source: str) -> dict[str, Any]:
+    """The arguments of a mask head of three layers with G parameters.
+
+    With c hidden channels and i inputs, G = i c + c + c^2 + c + c + 1; i is the number of mask
+    features, plus 2 with relative coordinates.
+    """
+    for relative_coords in (True, False):
+        inputs = mask_features + 2 * relative_coords
+        for c in range(1, num_params):
+            if inputs * c + c * c + 3 * c + 1 == num_params:
+                return {
+                    "mask_head_channels": c,
+                    "mask_head_layers": 3,
+                    "relative_coords": relative_coords,
+                }
     raise ValueError(
-        f"weights: {source}: a controller of {num_params} parameters is none for three layers on "
-        f"{mask_features} mask features and relative coordinates"
+        f"weights: {source}: the controller has {num_params} outputs, which no mask head of three "
+        f"layers on {mask_features} mask features needs"
     )
 
 

@@ -8,20 +8,30 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import (  # type: ignore[attr-defined]
+    ArgumentParser,
+    class_from_function,
+    set_parsing_settings,
+)
 from torch import Tensor
 
 from condseg.models.backbones.backbone import Backbone
+from condseg.models.build import build_condinst
 from condseg.models.condinst import CondInst
-from condseg.models.losses.criterion import Criterion
-from condseg.models.losses.soft_labels import SoftLabels
+from condseg.models.losses.masks import MaskLoss
 from condseg.models.postprocess import PostProcess
 from condseg.structures import Category
 
-CONCRETE = (Backbone, CondInst, Criterion, PostProcess, SoftLabels)
+if TYPE_CHECKING:
+    Network = CondInst
+else:
+    Network = class_from_function(build_condinst, name="Network")
+"""``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
+
+CONCRETE = (Backbone, Network, MaskLoss, PostProcess)
 """Parts that are what they are: their arguments lie flat in a configuration, no class path."""
 
 RECIPE = "condseg"
@@ -167,7 +177,7 @@ def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
     """The network, without its weights, and the post-process of a recipe's ``model``."""
     restrict_parsing()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(CondInst, "network")
+    parser.add_class_arguments(Network, "network")
     parser.add_class_arguments(PostProcess, "postprocess")
     network = dict(config["network"])
     # The weights come from the checkpoint; nothing is fetched.

@@ -38,10 +38,10 @@ def _rules(mask_convs: int) -> list[tuple[str, str]]:
     """The mask branch's last convolution is numbered after its ``mask_convs`` blocks."""
     rules = [
         (r"backbone\.(.+)", r"backbone.network.\1"),
-        (r"neck\.lateral_convs\.([012])\.conv\.(.+)", r"fpn.lateral.\1.\2"),
-        (r"neck\.fpn_convs\.([012])\.conv\.(.+)", r"fpn.output.\1.\2"),
-        (r"neck\.fpn_convs\.3\.conv\.(.+)", r"fpn.p6.\1"),
-        (r"neck\.fpn_convs\.4\.conv\.(.+)", r"fpn.p7.\1"),
+        (r"neck\.lateral_convs\.([012])\.conv\.(.+)", r"pyramid.lateral.\1.\2"),
+        (r"neck\.fpn_convs\.([012])\.conv\.(.+)", r"pyramid.output.\1.\2"),
+        (r"neck\.fpn_convs\.3\.conv\.(.+)", r"pyramid.p6.\1"),
+        (r"neck\.fpn_convs\.4\.conv\.(.+)", r"pyramid.p7.\1"),
         (r"bbox_head\.conv_cls\.(.+)", r"head.class_logits.\1"),
         (r"bbox_head\.conv_reg\.(.+)", r"head.box_ltrb.\1"),
         (r"bbox_head\.conv_centerness\.(.+)", r"head.centerness.\1"),

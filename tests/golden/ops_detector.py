@@ -1,36 +1,51 @@
-"""Handlers of the vectors that speak of the detector: FCOS, masks, CondInst, BoxInst."""
+"""Handlers of the vectors of the detector: FCOS, masks, CondInst, BoxInst."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pycocotools.mask import decode
+from studies.published import published_form
 from torch import Tensor
 from torchvision.ops import batched_nms
 from vectors import Case, handles
 
-from condseg.models import CondInst
-from condseg.models.losses.assigner import Assigner
-from condseg.models.losses.criterion import Criterion, semantic_loss
-from condseg.models.mask.branch import MaskBranch
-from condseg.models.mask.head import DynamicMaskHead
-from condseg.models.postprocess import PostProcess
+from condseg.models import (
+    CondInst,
+    Criterion,
+    DynamicMaskHead,
+    FCOSLoss,
+    MaskBranch,
+    MaskLoss,
+    PostProcess,
+    SemanticLoss,
+)
 from condseg.ops import boxinst
 from condseg.ops.boxes import centerness
-from condseg.ops.locations import location_levels, pyramid_locations
+from condseg.ops.locations import pyramid_locations
 from condseg.ops.losses import dice_loss
 from condseg.ops.masks import aligned_upsample, sample_at_stride
-from condseg.structures import Assignment, Batch, DensePredictions, ImageInfo, MaskQueries, Targets
+from condseg.structures import (
+    Assignment,
+    Batch,
+    DensePredictions,
+    FCOSPredictions,
+    ImageInfo,
+    Locations,
+    MaskQueries,
+    Targets,
+)
 from condseg.zoo.adelaidet import convert_adelaidet
 from condseg.zoo.checkpoint import RECIPE, restore_content
 from condseg.zoo.pretrained import convert
 
 BOTH = {True, False}
+BOXINST_STEPS = 5000
+"""Steps of the pairwise loss's warm-up, of 10,000, in the vectors of whole networks."""
 
 
 def unpack(bits: Tensor, width: int) -> Tensor:
@@ -38,7 +53,7 @@ def unpack(bits: Tensor, width: int) -> Tensor:
 
 
 def read_targets(case: Case, count: int, size: tuple[int, int]) -> list[Targets]:
-    """Boxes, classes and masks of each picture; masks that are not given are empty."""
+    """Boxes, classes and masks of each image; missing masks are empty."""
     targets = []
     for j in range(count):
         labels = case.inputs[f"classes_{j}"]
@@ -51,11 +66,23 @@ def read_targets(case: Case, count: int, size: tuple[int, int]) -> list[Targets]
 
 
 def level_images_rows(flat: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """(B, L, ...) to the reference's order: level, then picture, then location."""
+    """(B, L, ...) to the reference's order: level, then image, then location."""
     return torch.cat([part.flatten(0, 1) for part in flat.split([h * w for h, w in sizes], dim=1)])
 
 
-def dense_predictions(case: Case, sizes: list[tuple[int, int]]) -> tuple[DensePredictions, Any]:
+def pyramid(case: Case) -> tuple[list[tuple[int, int]], Locations]:
+    """The level sizes and locations of a case."""
+    sizes = [(h, w) for h, w in case.args["level_hw"]]
+    ranges = None
+    if "sizes_of_interest" in case.args:
+        *ranges, last = case.args["sizes_of_interest"]
+        ranges = [*ranges, last, 2 * last]
+    return sizes, pyramid_locations(sizes, case.args["strides"], sizes_of_interest=ranges)
+
+
+def dense_predictions(
+    case: Case, sizes: list[tuple[int, int]]
+) -> tuple[FCOSPredictions, dict[str, Tensor]]:
     raw = {
         f"{kind}_{i}": case.inputs[f"{kind}_{i}"].clone().requires_grad_()
         for i in range(len(sizes))
@@ -68,10 +95,7 @@ def dense_predictions(case: Case, sizes: list[tuple[int, int]]) -> tuple[DensePr
 
     batch = len(raw["logits_0"])
     features = [torch.zeros(batch, 1, h, w) for h, w in sizes]
-    dense = DensePredictions(
-        flat("logits"), flat("reg"), flat("ctr").squeeze(2), features, torch.zeros(batch, 1, 1, 1)
-    )
-    return dense, raw
+    return FCOSPredictions(flat("logits"), flat("reg"), features, flat("ctr").squeeze(2)), raw
 
 
 def check_gradients_or_norms(case: Case, objective: Tensor, tensors: dict[str, Tensor]) -> None:
@@ -107,29 +131,28 @@ def check_gradients_or_norms(case: Case, objective: Tensor, tensors: dict[str, T
 )
 def fcos_targets_and_losses(case: Case) -> None:
     args = case.args
-    sizes = [(h, w) for h, w in args["level_hw"]]
+    sizes, locations = pyramid(case)
     padded = tuple(args["padded_hw"])
     targets = read_targets(case, args["n_images"], (padded[0], padded[1]))
     radius = args["pos_radius"]
     radius = radius if args["center_sample"] else None
-    assign = Assigner(args["strides"], args["sizes_of_interest"], radius, args["center_from_masks"])
-    assignment = assign(sizes, targets, args["num_classes"])
-
-    check_assignment(case, assignment, targets, sizes)
-    dense, raw = dense_predictions(case, sizes)
+    assign = FCOSLoss(radius=radius, center_from_masks=args["center_from_masks"]).assign
+    assignment = assign(locations, targets, args["num_classes"])
+    check_assignment(case, assignment, targets, sizes, locations)
+    head, raw = dense_predictions(case, sizes)
     names = {"fg": "positives", "moving_fg": "moving_positives", "all": "locations"}
     losses = {}
     for quality in (
         {args["box_quality"], "iou"} if "loss_fcos_iou" in case.out else {args["box_quality"]}
     ):
-        criterion = Criterion(
+        loss = FCOSLoss(
             alpha=args["focal_alpha"],
             gamma=args["focal_gamma"],
             box_loss=args["loc_loss_type"],
             box_quality="iou" if quality == "iou" else "centerness",
             class_normalizer=names[args["cls_normalizer"]],
         )
-        losses[quality] = criterion.dense_losses(dense, assignment)
+        losses[quality] = loss.losses(head, assignment)
     main = losses[args["box_quality"]]
     case.check("out.loss_fcos_cls", main["loss_cls"], rel=1e-5)
     case.check("out.loss_fcos_loc", main["loss_box"], rel=1e-5)
@@ -141,7 +164,11 @@ def fcos_targets_and_losses(case: Case) -> None:
 
 
 def check_assignment(
-    case: Case, assignment: Assignment, targets: list[Targets], sizes: list[tuple[int, int]]
+    case: Case,
+    assignment: Assignment,
+    targets: list[Targets],
+    sizes: list[tuple[int, int]],
+    locations: Locations,
 ) -> None:
     labels = level_images_rows(assignment.labels, sizes)
     case.check("out.labels", labels)
@@ -151,12 +178,13 @@ def check_assignment(
     ltrb = level_images_rows(assignment.ltrb, sizes)[positive]
     expected = case.expected("out.reg_targets")[positive]
     torch.testing.assert_close(ltrb, expected, rtol=1e-6, atol=1e-6)
-    case.check("out.centerness_targets", centerness(ltrb), rel=1e-5)
+    if "centerness_targets" in case.out or case.args["box_quality"] == "ctrness":
+        case.check("out.centerness_targets", centerness(ltrb), rel=1e-5)
 
     counts = torch.tensor([0, *(len(t.labels) for t in targets)]).cumsum(0)[:-1]
     instance = level_images_rows(assignment.instance + counts[:, None], sizes)
     assert torch.equal(instance[positive], case.expected("out.target_inds")[positive])
-    levels = location_levels(sizes).expand(len(targets), -1)
+    levels = locations.level.expand(len(targets), -1)
     case.check("out.fpn_levels", level_images_rows(levels, sizes))
     images = torch.arange(len(targets))[:, None].expand(levels.shape)
     case.check("out.im_inds", level_images_rows(images, sizes))
@@ -178,9 +206,10 @@ def check_assignment(
 )
 def fcos_inference(case: Case) -> None:
     args = case.args
-    sizes = [(h, w) for h, w in args["level_hw"]]
-    dense, _ = dense_predictions(case, sizes)
-    assert dense.class_logits.shape[2] == args["num_classes"]
+    sizes, locations = pyramid(case)
+    head, _ = dense_predictions(case, sizes)
+    assert head.class_logits.shape[2] == args["num_classes"]
+    dense = DensePredictions(head, locations, torch.zeros(len(head.ltrb), 1, 1, 1), (0, 0))
     tops = [case.inputs[f"top_{i}"].flatten(2) for i in range(len(sizes))]
     top = torch.cat(tops, dim=2).transpose(1, 2)
     postprocess = PostProcess(
@@ -190,14 +219,12 @@ def fcos_inference(case: Case) -> None:
         nms_threshold=args["nms_thresh"],
         max_detections=args["post_nms_topk"],
     )
-    points = pyramid_locations(sizes, args["strides"])
-    levels = location_levels(sizes)
     for j in range(len(top)):
         with torch.no_grad():
-            found = postprocess.candidates(dense, j, args["strides"])
+            found = postprocess.candidates(dense, j)
         case.check(f"out.classes_{j}", found.labels)
-        case.check(f"out.fpn_levels_{j}", levels[found.locations])
-        case.check(f"out.locations_{j}", points[found.locations])
+        case.check(f"out.fpn_levels_{j}", locations.level[found.locations])
+        case.check(f"out.locations_{j}", locations.points[found.locations])
         case.check(f"out.scores_{j}", found.scores, absolute=1e-6)
         case.check(f"out.boxes_{j}", found.boxes, absolute=1e-4)
         case.check(f"out.top_feat_{j}", top[j, found.locations])
@@ -240,24 +267,21 @@ def dynamic_mask_head(case: Case) -> None:
     shape = (len(case.inputs["params"]), len(case.inputs["mask_feats"]))
     assert (args["n_inst"], args["n_images"]) == shape
     sizes = torch.tensor(args["sizes_of_interest"]).float()[case.inputs["fpn_levels"].long()]
-    for implementation in ("reference", "fast"):
-        head = DynamicMaskHead(
-            args["in_channels"],
-            args["channels"],
-            args["num_layers"],
-            not args["disable_rel_coords"],
-            args["mask_feat_stride"],
-            args["mask_out_stride"],
-            implementation,
-        )
+    fast = DynamicMaskHead(
+        args["in_channels"],
+        args["channels"],
+        args["num_layers"],
+        not args["disable_rel_coords"],
+        args["mask_feat_stride"],
+        args["mask_out_stride"],
+    )
+    for head in (fast, published_form(fast)):
         assert head.num_params == args["num_gen_params"]
         assert (head.weight_counts, head.bias_counts) == (args["weight_nums"], args["bias_nums"])
         features = case.inputs["mask_feats"].clone().requires_grad_()
         params = case.inputs["params"].clone().requires_grad_()
         images = case.inputs["im_inds"].long()
-        queries = MaskQueries(
-            params, case.inputs["locations"].float(), sizes, images, torch.full_like(images, -1)
-        )
+        queries = MaskQueries(params, case.inputs["locations"].float(), sizes, images)
         logits = head(features, queries)
         case.check("out.mask_logits", logits[:, None], rel=1e-5)
         for layer, (weight, bias) in enumerate(zip(*head.parse(params), strict=True)):
@@ -338,7 +362,7 @@ def mask_branch(case: Case) -> None:
         labels = case.inputs[f"gt_classes_{j}"]
         targets.append(Targets(torch.zeros(len(labels), 4), labels, masks))
     if "loss_sem" in case.out:
-        loss = semantic_loss(branch.semantic(maps["p3"]), targets, args["out_stride"])
+        loss = SemanticLoss()(branch.semantic(maps["p3"]), targets, args["out_stride"])
         case.check("out.loss_sem", loss, rel=1e-5)
         if with_semantic:
             objective = objective + 100 * loss
@@ -415,6 +439,8 @@ def boxinst_losses(case: Case) -> None:
         "fcos_towers": None,
         "semantic_loss": BOTH,
         "topk_proposals_per_im": None,
+        "disable_rel_coords": BOTH,
+        "boxinst": BOTH,
         "frozen": None,
     },
     recorded={
@@ -457,20 +483,21 @@ def build_condinst(case: Case) -> CondInst:
     }
     assert network["num_classes"] == args["num_classes"]
     assert network["channels"] == args["fpn_channels"]
-    assert network["tower_convs"] == args["fcos_towers"]
+    assert network["head"]["init_args"]["tower_convs"] == args["fcos_towers"]
+    assert network["relative_coords"] != args.get("disable_rel_coords", False)
     assert network["mask_branch_channels"] == args["mask_branch_channels"]
     assert network["semantic_loss"] == args["semantic_loss"]
     return restore_content(content, case.name).network
 
 
 def padded(image: Tensor) -> Tensor:
-    """RGB of a blue-green-red picture, zero-padded to multiples of 32."""
+    """RGB of a blue-green-red image, zero-padded to multiples of 32."""
     h, w = image.shape[1:]
     return torch.nn.functional.pad(image.flip(0), (0, -w % 32, 0, -h % 32))
 
 
 def check_mid(case: Case, values: dict[str, Tensor]) -> None:
-    """Activations of picture 0: whole maps, or their L2 norm and mean."""
+    """Activations of image 0: whole maps, or their L2 norm and mean."""
     for name in case.mid:
         if name.startswith("norm."):
             case.check(f"mid.{name}", values[name.removeprefix("norm.")].norm(), rel=1e-3)
@@ -486,7 +513,7 @@ def level_maps(flat: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     return [p.transpose(1, 2).unflatten(2, s) for p, s in zip(parts, sizes, strict=True)]
 
 
-def pictures(case: Case, prefix: str) -> int:
+def count_inputs(case: Case, prefix: str) -> int:
     return sum(name.startswith(prefix) for name in case.inputs)
 
 
@@ -494,38 +521,41 @@ def pictures(case: Case, prefix: str) -> int:
 def check_inference(case: Case, network: CondInst) -> None:
     network.eval()
     postprocess = PostProcess()
-    for j in range(pictures(case, "image_")):
+    for j in range(count_inputs(case, "image_")):
         image = case.inputs[f"image_{j}"]
         size = (image.shape[1], image.shape[2])
         height, width = case.inputs[f"output_hw_{j}"].tolist()
         images = padded(image)[None]
         dense = network(images, [size])
         if j == 0 and len(case.mid):
-            x = network.backbone.normalise(images) * padded(torch.ones_like(image))
+            x = network.backbone.normalize(images) * padded(torch.ones_like(image))
             values = dict(
-                zip(["p3", "p4", "p5", "p6", "p7"], network.fpn(network.backbone(x)), strict=True)
+                zip(
+                    ["p3", "p4", "p5", "p6", "p7"],
+                    network.pyramid(network.backbone(x)),
+                    strict=True,
+                )
             )
             values["mask_feats"] = dense.mask_features
-            ctr = dense.centerness_logits[..., None]
-            for kind, flat in (("logits", dense.class_logits), ("reg", dense.ltrb), ("ctr", ctr)):
-                for level, value in enumerate(level_maps(flat, dense.level_sizes)):
+            head = dense.head
+            ctr = head.centerness_logits[..., None]
+            for kind, flat in (("logits", head.class_logits), ("reg", head.ltrb), ("ctr", ctr)):
+                for level, value in enumerate(level_maps(flat, head.level_sizes)):
                     values[f"{kind}_{level}"] = value
-            for level, value in enumerate(dense.controller_features):
+            for level, value in enumerate(head.controller_features):
                 values[f"controller_{level}"] = network.head.controller(value)
             check_mid(case, values)
 
         info = ImageInfo(j, "", (height, width), size)
-        found = postprocess.fit(postprocess.candidates(dense, 0, network.strides), info)
+        found = postprocess.to_original(postprocess.candidates(dense, 0), info)
         zeros = torch.zeros_like(found.locations)
-        probabilities = network.mask_logits(
-            dense, network.queries(dense, zeros, found.locations)
-        ).sigmoid()
-        [result] = postprocess(network, dense, [info])
+        probabilities = network.mask_logits(dense, zeros, found.locations).sigmoid()
+        [result] = postprocess(dense, [info], network.mask_logits)
         case.check(f"out.classes_{j}", result.labels)
         case.check(f"out.scores_{j}", result.scores, absolute=1e-4)
         case.check(f"out.boxes_{j}", result.boxes, absolute=0.02)
-        case.check(f"out.locations_{j}", network.locations(dense)[found.locations])
-        case.check(f"out.fpn_levels_{j}", location_levels(dense.level_sizes)[found.locations])
+        case.check(f"out.locations_{j}", dense.locations.points[found.locations])
+        case.check(f"out.fpn_levels_{j}", dense.locations.level[found.locations])
         for name in case.out:
             if name.startswith("mask_probs_first") and name.endswith(f"_{j}"):
                 count = len(case.out[name])
@@ -545,8 +575,15 @@ def check_inference(case: Case, network: CondInst) -> None:
 def check_training(case: Case, network: CondInst) -> None:
     network.train()
     topk = case.args.get("topk_proposals_per_im", -1)
-    criterion = Criterion(topk_proposals_per_image=topk if topk and topk > 0 else None)
-    count = pictures(case, "image_")
+    boxinst = case.args.get("boxinst", False)
+    mask_loss = MaskLoss(
+        topk_proposals_per_image=topk if topk and topk > 0 else None,
+        supervision="boxes" if boxinst else "masks",
+    )
+    mask_loss.boxinst.steps.fill_(BOXINST_STEPS - 1)
+    semantic_loss = SemanticLoss() if case.args["semantic_loss"] else None
+    criterion = Criterion(network.head.default_loss(), mask_loss, semantic_loss)
+    count = count_inputs(case, "image_")
     images = [padded(case.inputs[f"image_{j}"]) for j in range(count)]
     height, width = max(i.shape[1] for i in images), max(i.shape[2] for i in images)
     batch = torch.zeros(count, 3, height, width, dtype=torch.uint8)
@@ -557,18 +594,19 @@ def check_training(case: Case, network: CondInst) -> None:
         sizes.append((h, w))
         labels = case.inputs[f"gt_classes_{j}"]
         masks = torch.zeros(len(labels), height, width, dtype=torch.bool)
-        masks[:, :h, :w] = unpack(case.inputs[f"gt_masks_{j}"], w)
+        if f"gt_masks_{j}" in case.inputs:
+            known = unpack(case.inputs[f"gt_masks_{j}"], w)
+            masks[:, :h, :w] = known & (not boxinst)
         targets.append(Targets(case.inputs[f"gt_boxes_{j}"], labels, masks))
     dense = network(batch, sizes)
 
-    assign = Assigner(network.strides, network.sizes_of_interest)
-    assignment = assign(dense.level_sizes, targets, network.num_classes)
+    assign = network.head.default_loss().assign
+    assignment = assign(dense.locations, targets, case.args["num_classes"])
     case.check("out.train_num_pos", (assignment.instance >= 0).sum())
-    image, location = criterion.choose(dense, assignment)
+    image, location = mask_loss.choose(dense.head, assignment)
     first = torch.tensor([0, *(len(t.labels) for t in targets)]).cumsum(0)
     object_index = first[image] + assignment.instance[image, location]
-    levels = location_levels(dense.level_sizes)[location]
-    points = network.locations(dense)[location]
+    levels, points = dense.locations.level[location], dense.locations.points[location]
 
     def rows(objects: Tensor, where: Tensor, level: Tensor) -> list[tuple[float, ...]]:
         columns = zip(objects.tolist(), where.tolist(), level.tolist(), strict=True)
@@ -578,13 +616,17 @@ def check_training(case: Case, network: CondInst) -> None:
     expected = [case.expected(f"out.{name}") for name in names]
     assert rows(object_index, points, levels) == rows(*expected)
 
-    infos = tuple(ImageInfo(j, "", size, size) for j, size in enumerate(sizes))
-    losses = criterion(network, dense, Batch(batch, tuple(targets), infos))
+    originals = [tuple(case.inputs[f"output_hw_{j}"].tolist()) for j in range(count)]
+    pairs = zip(originals, sizes, strict=True)
+    infos = tuple(ImageInfo(j, "", *pair) for j, pair in enumerate(pairs))
+    losses = criterion(dense, Batch(batch, tuple(targets), infos), network.mask_logits)
     ours = {
         "loss_fcos_cls": "loss_cls",
         "loss_fcos_loc": "loss_box",
         "loss_fcos_ctr": "loss_centerness",
         "loss_mask": "loss_mask",
+        "loss_prj": "loss_projection",
+        "loss_pairwise": "loss_pairwise",
         "loss_sem": "loss_semantic",
     }
     for name, own in ours.items():

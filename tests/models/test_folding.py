@@ -6,11 +6,11 @@ import logging
 
 import pytest
 import torch
+from condseg.models.folding import fold_norms_, share
 from torch import Tensor, nn
 
 from condseg.layers import CondConv2d, ODConv2d
 from condseg.models import Backbone
-from condseg.models.folding import fold_norms_, share
 
 
 def unlike(network: nn.Module) -> nn.Module:

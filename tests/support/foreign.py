@@ -23,10 +23,10 @@ PARTS = {
 # A round of AdelaiDet's BiFPN names its nodes by their level and their inputs' numbers: five maps,
 # then the nodes themselves; down to P3, up to P7.
 _NODES = ("f3_3_4", "f2_2_5", "f1_1_6", "f0_0_7", "f1_1_7_8", "f2_2_6_9", "f3_3_5_10", "f4_4_11")
-_ROUND = r"fpn\.blocks\.(\d)\."
+_ROUND = r"pyramid\.blocks\.(\d)\."
 _BIFPN = (
-    (r"fpn\.p6\.0\.(.+)", r"backbone.bottom_up.res6.reduction.\1"),
-    (r"fpn\.p6\.1\.(.+)", r"backbone.bottom_up.res6.reduction.norm.\1"),
+    (r"pyramid\.p6\.0\.(.+)", r"backbone.bottom_up.res6.reduction.\1"),
+    (r"pyramid\.p6\.1\.(.+)", r"backbone.bottom_up.res6.reduction.norm.\1"),
     (rf"{_ROUND}lateral\.(\d)\.0\.(.+)", r"backbone.repeated_bifpn.\1.lateral_\2_f\2.\3"),
     (rf"{_ROUND}lateral\.(\d)\.1\.(.+)", r"backbone.repeated_bifpn.\1.lateral_\2_f\2.norm.\3"),
     *(
@@ -48,8 +48,8 @@ _ADELAIDET = (
     (r"backbone\.network\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res{0}.\2.conv\3.norm.\4"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"res{0}.\2.shortcut.\3"),
     (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"res{0}.\2.shortcut.norm.\3"),
-    (r"fpn\.(lateral|output)\.(\d)\.(.+)", r"backbone.fpn_\g<1>{1}.\3"),
-    (r"fpn\.(p6|p7)\.(.+)", r"backbone.top_block.\1.\2"),
+    (r"pyramid\.(lateral|output)\.(\d)\.(.+)", r"backbone.fpn_\g<1>{1}.\3"),
+    (r"pyramid\.(p6|p7)\.(.+)", r"backbone.top_block.\1.\2"),
     (r"head\.class_tower\.(.+)", r"proposal_generator.fcos_head.cls_tower.\1"),
     (r"head\.box_tower\.(.+)", r"proposal_generator.fcos_head.bbox_tower.\1"),
     (r"head\.class_logits\.(.+)", r"proposal_generator.fcos_head.cls_logits.\1"),
@@ -62,10 +62,10 @@ _ADELAIDET = (
 )
 _MMDETECTION = (
     (r"backbone\.network\.(.+)", r"backbone.\1"),
-    (r"fpn\.lateral\.(\d)\.(.+)", r"neck.lateral_convs.\1.conv.\2"),
-    (r"fpn\.output\.(\d)\.(.+)", r"neck.fpn_convs.\1.conv.\2"),
-    (r"fpn\.p6\.(.+)", r"neck.fpn_convs.3.conv.\1"),
-    (r"fpn\.p7\.(.+)", r"neck.fpn_convs.4.conv.\1"),
+    (r"pyramid\.lateral\.(\d)\.(.+)", r"neck.lateral_convs.\1.conv.\2"),
+    (r"pyramid\.output\.(\d)\.(.+)", r"neck.fpn_convs.\1.conv.\2"),
+    (r"pyramid\.p6\.(.+)", r"neck.fpn_convs.3.conv.\1"),
+    (r"pyramid\.p7\.(.+)", r"neck.fpn_convs.4.conv.\1"),
     (r"head\.class_tower\.0\.(.+)", r"bbox_head.cls_convs.0.conv.\1"),
     (r"head\.class_tower\.1\.(.+)", r"bbox_head.cls_convs.0.gn.\1"),
     (r"head\.box_tower\.0\.(.+)", r"bbox_head.reg_convs.0.conv.\1"),
@@ -96,7 +96,7 @@ def adelaidet(network: CondInst) -> dict[str, Tensor]:
     state = {re.sub(r"^(res\d)", r"backbone.bottom_up.\1", k): v for k, v in state.items()}
     frozen = "backbone.bottom_up.(stem|res[2-5])"
     state = {k: v for k, v in state.items() if "num_batches" not in k or not re.match(frozen, k)}
-    if isinstance(network.fpn, BiFPN):  # the ResNet is one module deeper
+    if isinstance(network.pyramid, BiFPN):  # the ResNet is one module deeper
         deeper = "backbone.bottom_up.backbone."
         state = {
             re.sub(r"^backbone\.bottom_up\.(?=stem|res[2-5])", deeper, k): v

@@ -1,94 +1,63 @@
-"""The dense head: classes, boxes and centerness at every location, and the controller."""
+"""FCOS's head with CondInst's controller."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from condseg.layers import Implementation
 from condseg.layers.parts import full_precision
 from condseg.layers.winograd import Conv3x3
+from condseg.models.heads.base import DenseHead
+from condseg.models.losses.fcos import FCOSLoss
+from condseg.structures import FCOSPredictions
 
 
-def _tower(channels: int, num_convs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        conv = nn.Conv2d(channels, channels, 3, padding=1)
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-def run_levels(layers: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
-    """Layers that the levels share, one after the other; 3x3 convolutions take all at once."""
-    maps = list(maps)
-    for layer in layers:
-        together = isinstance(layer, Conv3x3)
-        maps = layer(maps) if together else [layer(x) for x in maps]
-    return maps
-
-
-@dataclass(frozen=True, slots=True)
-class HeadOutputs:
-    """Flattened predictions of all levels and the maps from which the controller's are taken.
-
-    Attributes:
-        class_logits: (B, L, K).
-        ltrb: (B, L, 4) in strides of the level, >= 0.
-        centerness_logits: (B, L); None of a head whose class scores say how good the box is.
-        controller_features: (B, C, h, w) a level, what the controller reads; in the reference form
-            (B, G, h, w), what it gives.
-    """
-
-    class_logits: Float[Tensor, "b l k"]
-    ltrb: Float[Tensor, "b l 4"]
-    centerness_logits: Float[Tensor, "b l"] | None
-    controller_features: list[Float[Tensor, "b c _h _w"]]
-
-
-class FCOSHead(nn.Module):
+class FCOSHead(DenseHead):
     """FCOS head shared by the levels, with CondInst's controller on the box tower.
 
     Args:
         channels: channels of the pyramid: 64, 96, 128, ... (group norm with 32 groups).
         num_classes: K.
-        num_convs: 3x3 convolutions of each tower.
-        num_params: G, parameters that the controller generates for one instance.
-        num_levels: levels of the pyramid, one learned scale of the boxes each.
+        num_params: G, parameters that the controller predicts for one instance.
+        num_levels: levels of the pyramid, each with a learned scale of the boxes.
+        tower_convs: 3x3 convolutions of each tower.
 
-    Attributes:
-        implementation: "reference" runs the controller over the whole maps, as published; "fast"
-            only where :meth:`params_at` is asked.
+    Shape:
+        maps (B, channels, h, w) of the levels -> :class:`FCOSPredictions`.
 
     Raises:
-        ValueError: ``channels`` is below 64 or no multiple of 32.
+        ValueError: ``channels`` is below 64 or not a multiple of 32.
 
     Source:
         FCOS (ICCV 2019), figure 2, centerness on the regression branch; CondInst (ECCV 2020),
         section 3.1: the controller is one 3x3 convolution on the box tower.
     """
 
-    implementation: Implementation = "fast"
-
     def __init__(
-        self, channels: int, num_classes: int, num_convs: int, num_params: int, num_levels: int = 5
+        self,
+        channels: int,
+        num_classes: int,
+        num_params: int,
+        num_levels: int = 5,
+        tower_convs: int = 4,
     ) -> None:
         super().__init__()
         if channels % 32 or channels < 64:
             raise ValueError(
-                f"channels={channels}: the head's norm has 32 groups, so 64, 96, 128, ... channels"
+                f"channels is {channels}; 64, 96, 128, ... are allowed, for the head's group norm "
+                "has 32 groups"
             )
-        self.class_tower = _tower(channels, num_convs)
-        self.box_tower = _tower(channels, num_convs)
-        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.box_ltrb = nn.Conv2d(channels, 4, 3, padding=1)
-        self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
-        self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
+        self.class_tower = _tower(channels, tower_convs)
+        self.box_tower = _tower(channels, tower_convs)
+        self.class_logits = Conv3x3(channels, num_classes)
+        self.box_ltrb = Conv3x3(channels, 4)
+        self.centerness = Conv3x3(channels, 1)
+        self.controller = Conv3x3(channels, num_params)
         self.scales = nn.Parameter(torch.ones(num_levels))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -98,34 +67,35 @@ class FCOSHead(nn.Module):
         assert self.class_logits.bias is not None
         nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))
 
-    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadOutputs:
+    def default_loss(self) -> FCOSLoss:
+        return FCOSLoss()
+
+    def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> FCOSPredictions:
         boxes, classes = run_levels(self.box_tower, maps), run_levels(self.class_tower, maps)
-        # What is predicted is not rounded to half precision, nor are the masks' parameters.
         dtype = self.scales.dtype
+        # Predictions and the masks' parameters are computed in full precision under autocast.
         with full_precision(boxes[0]):
             boxes, classes = [x.to(dtype) for x in boxes], [x.to(dtype) for x in classes]
             logits = run_levels([self.class_logits], classes)
-            ltrb, centerness = self._sides(boxes)
-            whole = self.implementation == "reference"
-            return HeadOutputs(
-                torch.cat([x.flatten(2) for x in logits], dim=2).transpose(1, 2),
-                torch.cat(ltrb, dim=2).transpose(1, 2),
-                torch.cat(centerness, dim=1),
-                [self.controller(x) for x in boxes] if whole else boxes,
+            ltrb, centerness = self._regress(boxes)
+            return FCOSPredictions(
+                torch.cat([x.flatten(2) for x in logits], dim=2).transpose(1, 2),  # (B, L, K)
+                torch.cat(ltrb, dim=2).transpose(1, 2),  # (B, L, 4)
+                boxes,
+                torch.cat(centerness, dim=1),  # (B, L)
             )
 
-    def _sides(self, boxes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Distances to the sides (B, 4, h w) and centerness (B, h w) of each level."""
+    def _regress(
+        self, boxes: Sequence[Tensor]
+    ) -> tuple[list[Float[Tensor, "b 4 _l"]], list[Float[Tensor, "b _l"]]]:
+        """Distances to the sides and centerness of each level."""
         pair = (self.box_ltrb, self.centerness)
         weights = torch.cat([conv.weight for conv in pair])
         biases = torch.cat([conv.bias for conv in pair if conv.bias is not None])
         ltrb, centerness = [], []
         for scale, x in zip(self.scales, boxes, strict=True):
-            if self.implementation == "reference":
-                sides, center = self.box_ltrb(x), self.centerness(x)
-            else:
-                # Together they cost what one of them does: so few channels are filled up.
-                sides, center = F.conv2d(x, weights, biases, padding=1).split((4, 1), dim=1)
+            # One convolution of 5 output channels takes the time of one of 4.
+            sides, center = F.conv2d(x, weights, biases, padding=1).split((4, 1), dim=1)
             ltrb.append(F.relu(scale * sides).flatten(2))
             centerness.append(center.flatten(1))
         return ltrb, centerness
@@ -136,19 +106,7 @@ class FCOSHead(nn.Module):
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> Float[Tensor, "p g"]:
-        """The controller's output at chosen locations only.
-
-        Equal to the convolution over the whole maps read off at those places; the 3x3 windows
-        are gathered and multiplied as one matrix, so nothing is computed where nobody asks.
-
-        Args:
-            controller_features: of :class:`HeadOutputs`.
-            image_index: (P,) picture of each choice.
-            location_index: (P,) its location 0..L-1.
-        """
-        if self.implementation == "reference":
-            dense = torch.cat([x.flatten(2) for x in controller_features], dim=2)
-            return dense[image_index, :, location_index]
+        # The 3x3 windows around the locations are gathered and multiplied as one matrix.
         channels = controller_features[0].shape[1]
         rows, levels, first_location, first_row = [], [], 0, 0
         for x in controller_features:
@@ -157,16 +115,33 @@ class FCOSHead(nn.Module):
             levels.append((first_location, first_row, (h + 2) * (w + 2), w))
             first_location += h * w
             first_row += batch * (h + 2) * (w + 2)
-        # Each choice looks its level up, so that no shape depends on where the choices lie.
-        table = torch.tensor(levels, device=location_index.device)
-        level = torch.bucketize(location_index, table[:, 0].contiguous(), right=True) - 1
-        first, start, area, width = table[level].unbind(1)
+        # The level is looked up per location, so that no shape depends on the locations.
+        table = torch.tensor(levels, device=location_index.device)  # (levels, 4)
+        level = torch.bucketize(location_index, table[:, 0].contiguous(), right=True) - 1  # (P,)
+        first, start, area, width = table[level].unbind(1)  # (P,) each
         cell = location_index - first
-        corner = start + image_index * area + cell // width * (width + 2) + cell % width
+        corner = start + image_index * area + cell // width * (width + 2) + cell % width  # (P,)
         step = torch.arange(3, device=width.device)
-        window = step[:, None] * (width[:, None, None] + 2) + step
-        places = (corner[:, None, None] + window).flatten()
-        patches = torch.cat(rows).index_select(0, places)
-        weight = self.controller.weight.permute(0, 2, 3, 1).flatten(1)
+        window = step[:, None] * (width[:, None, None] + 2) + step  # (P, 3, 3)
+        index = (corner[:, None, None] + window).flatten()  # (9 P,)
+        patches = torch.cat(rows).index_select(0, index)  # (9 P, C)
+        weight = self.controller.weight.permute(0, 2, 3, 1).flatten(1)  # (G, 9 C)
         with full_precision(patches):
             return F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)
+
+
+def run_levels(layers: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Apply layers shared by the levels; a :class:`Conv3x3` is applied to all levels at once."""
+    maps = list(maps)
+    for layer in layers:
+        at_once = isinstance(layer, Conv3x3)
+        maps = layer(maps) if at_once else [layer(x) for x in maps]
+    return maps
+
+
+def _tower(channels: int, num_convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        conv = Conv3x3(channels, channels)
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

@@ -1,105 +1,91 @@
-"""Which object each location is responsible for."""
+"""FCOS's assignment of objects to locations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from condseg.ops.locations import location_levels, pyramid_locations
 from condseg.ops.masks import mask_centers
-from condseg.structures import Assignment, Size, Targets
+from condseg.structures import Assignment, Locations, Targets
 
 
 class Assigner:
-    """FCOS's rule: a location belongs to the smallest object that it is central to, at its level.
+    """Assigns each location the smallest object that it is central to, at the object's level.
 
-    A location is a candidate for an object when it lies strictly inside the box clipped to
-    ``radius`` strides around the object's centre, and the largest of its four distances lies in
-    the level's closed range [s_{l-1}, s_l]. Of several candidates the smallest box wins, ties go
-    to the first.
+    A location is a candidate for an object if it lies strictly inside the box clipped to
+    ``radius`` strides around the object's center, and the largest of its four distances lies in
+    the closed regression range of its level. Of several candidates the smallest box is assigned,
+    the first one if they are equal.
 
     Args:
-        strides: of the levels.
-        sizes_of_interest: upper ends of the ranges of all levels but the last, pixels.
-        radius: of centre sampling, in strides; None takes the whole box.
-        center_from_masks: the centre is the mask's mean pixel, as CondInst trains, not the box's;
-            an object without a mask has its box's all the same.
+        radius: of center sampling, in strides; None samples the whole box.
+        center_from_masks: sample around the mask's mean pixel, as CondInst does, not the box's
+            center; the box's center is used for an object without a mask.
 
     Source:
-        FCOS (ICCV 2019), section 3.2, with the centre sampling of its journal version
-        (TPAMI 2020); CondInst (ECCV 2020), section 3.3. The official code finds no positives in a
-        picture whose first centre has x = 0; here such an object is like any other.
+        FCOS (ICCV 2019), section 3.2, with the center sampling of its journal version
+        (TPAMI 2020); CondInst (ECCV 2020), section 3.3. The official code finds no positives in an
+        image whose first center has x = 0; here such an object is like any other.
     """
 
-    def __init__(
-        self,
-        strides: Sequence[int],
-        sizes_of_interest: Sequence[int],
-        radius: float | None = 1.5,
-        center_from_masks: bool = True,
-    ) -> None:
-        self.strides = tuple(strides)
-        self.lower = (-1.0, *sizes_of_interest)
-        self.upper = (*sizes_of_interest, 1e8)
+    def __init__(self, radius: float | None = 1.5, center_from_masks: bool = True) -> None:
         self.radius = radius
         self.center_from_masks = center_from_masks
 
     @torch.no_grad()
     def __call__(
-        self, level_sizes: Sequence[Size], targets: Sequence[Targets], num_classes: int
+        self, locations: Locations, targets: Sequence[Targets], num_classes: int
     ) -> Assignment:
-        """Assign every location of every picture.
+        """Assign every location of every image.
 
         Args:
-            level_sizes: (height, width) of each level's map.
-            targets: of B pictures.
+            locations: of the pyramid.
+            targets: of B images.
             num_classes: K, the label of background.
         """
-        device = targets[0].boxes.device
-        points = pyramid_locations(level_sizes, self.strides, device)
-        levels = location_levels(level_sizes, device)
-        stride, lower, upper = (
-            torch.tensor(values, device=device, dtype=torch.float32)[levels]
-            for values in (self.strides, self.lower, self.upper)
-        )
         instances, labels, distances = [], [], []
         for target in targets:
-            instance, ltrb = self._one(points, stride, lower, upper, target)
+            instance, ltrb = self._assign_one(locations, target)
             background = target.labels.new_full((1,), num_classes)
             instances.append(instance)
             labels.append(torch.cat((target.labels, background))[instance])
-            distances.append(ltrb / stride[:, None])
+            distances.append(ltrb / locations.stride[:, None])
         return Assignment(torch.stack(instances), torch.stack(labels), torch.stack(distances))
 
-    def _one(
-        self, points: Tensor, stride: Tensor, lower: Tensor, upper: Tensor, target: Targets
-    ) -> tuple[Tensor, Float[Tensor, "l 4"]]:
-        boxes = target.boxes
+    def _assign_one(
+        self, locations: Locations, target: Targets
+    ) -> tuple[Int64[Tensor, " l"], Float[Tensor, "l 4"]]:
+        boxes, points = target.boxes, locations.points
         if len(boxes) == 0:
             instance = torch.full((len(points),), -1, device=boxes.device)
             return instance, boxes.new_zeros(len(points), 4)
+        # (L, N, 4)
         ltrb = torch.cat((points[:, None] - boxes[:, :2], boxes[:, 2:] - points[:, None]), dim=2)
-        inside = self._inside(points, stride, target) if self.radius else ltrb.amin(2) > 0
+        inside = ltrb.amin(2) > 0  # (L, N)
+        if self.radius is not None:
+            inside = self._near_center(locations, target, self.radius)
+        lower, upper = locations.regression_range[:, None].unbind(2)  # (L, 1)
         furthest = ltrb.amax(2)
-        fits = (furthest >= lower[:, None]) & (furthest <= upper[:, None])
+        in_range = (furthest >= lower) & (furthest <= upper)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        area = area.expand(len(points), -1).masked_fill(~(inside & fits), torch.inf)
-        smallest, instance = area.min(dim=1)
+        area = area.expand(len(points), -1).masked_fill(~(inside & in_range), torch.inf)
+        smallest, instance = area.min(dim=1)  # (L,)
         positive = smallest.isfinite()
-        chosen = ltrb[torch.arange(len(points), device=boxes.device), instance]
+        chosen = ltrb[torch.arange(len(points), device=boxes.device), instance]  # (L, 4)
         return instance.where(positive, -1), chosen.where(positive[:, None], 0.0)
 
-    def _inside(self, points: Tensor, stride: Tensor, target: Targets) -> Tensor:
-        assert self.radius is not None
+    def _near_center(
+        self, locations: Locations, target: Targets, radius: float
+    ) -> Bool[Tensor, "l n"]:
         boxes = target.boxes
         center = (boxes[:, :2] + boxes[:, 2:]) / 2
         if self.center_from_masks:
             center = mask_centers(target.masks).where(target.has_mask[:, None], center)
-        reach = self.radius * stride[:, None, None]
-        top_left = torch.maximum(center - reach, boxes[:, :2])
+        reach = radius * locations.stride[:, None, None]
+        top_left = torch.maximum(center - reach, boxes[:, :2])  # (L, N, 2)
         bottom_right = torch.minimum(center + reach, boxes[:, 2:])
-        here = points[:, None]
-        return ((here > top_left) & (here < bottom_right)).all(dim=2)
+        points = locations.points[:, None]
+        return ((points > top_left) & (points < bottom_right)).all(dim=2)

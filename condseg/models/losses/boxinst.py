@@ -1,4 +1,4 @@
-"""BoxInst's mask loss: masks learned from boxes and the colours of the picture."""
+"""BoxInst's losses: masks learned from boxes and the colors of the image."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from condseg.structures import Batch
 class BoxInstLoss(nn.Module):
     """Projection and pairwise losses of the masks of objects of which only the boxes are known.
 
-    The projection loss holds a mask's extent in x and y against its box. The pairwise loss wants
-    neighbours inside the box that look alike to have the same label; it grows linearly from 0 to
-    its full weight over the first ``warmup_steps`` steps, which are counted in the checkpoint.
+    The projection loss compares a mask's extent in x and y with its box. The pairwise loss is low
+    if neighbors of similar color inside the box have the same label; its weight grows linearly
+    from 0 to 1 over the first ``warmup_steps`` steps, which the checkpoint counts.
 
     Args:
-        threshold: colour similarity from which on neighbours count as alike, 0..1.
-        size: side of the window of neighbours, odd.
-        dilation: distance of the neighbours, in cells of the masks.
-        warmup_steps: see above; 0 gives the full weight at once.
-        bottom_pixels_removed: rows of the original picture, at its bottom, whose colours are not
-            looked at: many pictures of COCO have a border there.
+        threshold: min color similarity of neighbors that count as similar, 0..1.
+        size: side of the window of neighbors, odd.
+        dilation: distance of the neighbors, in cells of the masks.
+        warmup_steps: see above; with 0 the weight is always 1.
+        bottom_pixels_removed: rows at the bottom of the original image whose colors are ignored;
+            many images of COCO have a border there.
 
     Raises:
         ValueError: a value is outside its range.
@@ -49,13 +49,13 @@ class BoxInstLoss(nn.Module):
             raise ValueError(f"pairwise threshold is {threshold}; above 0 up to 1 is allowed")
         if size < 3 or size % 2 == 0:
             raise ValueError(f"pairwise size is {size}; 3, 5, 7, ... are allowed")
-        for name, value, least in (
+        for name, value, minimum in (
             ("pairwise dilation", dilation, 1),
             ("pairwise warmup_steps", warmup_steps, 0),
             ("bottom_pixels_removed", bottom_pixels_removed, 0),
         ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; {least} or more is allowed")
+            if value < minimum:
+                raise ValueError(f"{name} is {value}; {minimum} or more is allowed")
         self.threshold = threshold
         self.size, self.dilation = size, dilation
         self.warmup_steps = warmup_steps
@@ -70,14 +70,14 @@ class BoxInstLoss(nn.Module):
         batch: Batch,
         stride: int,
     ) -> tuple[Float[Tensor, " p"], Float[Tensor, ""]]:
-        """The projection loss of each mask, and the warmed-up pairwise loss of all together.
+        """The projection loss of each mask, and the pairwise loss of all masks together.
 
         Args:
             logits: of P masks.
             boxes: of their objects, in pixels of the input.
-            image_index: (P,) picture of each mask.
-            batch: the pictures and their sizes.
-            stride: pixels of the input a cell of the masks.
+            image_index: (P,) image of each mask.
+            batch: the images and their sizes.
+            stride: pixels of the input per cell of the masks.
         """
         if self.training:
             self.steps += 1
@@ -85,8 +85,8 @@ class BoxInstLoss(nn.Module):
         inside = boxinst.box_masks(boxes, size, stride)
         projection = boxinst.projection_loss(logits.sigmoid(), inside)
 
-        alike = self.color_similarity(batch, stride) >= self.threshold
-        pairs = alike[image_index] & inside[:, None]
+        similar = self.color_similarity(batch, stride) >= self.threshold
+        pairs = similar[image_index] & inside[:, None]
         pairwise = boxinst.pairwise_loss(logits, pairs, self.size, self.dilation)
         pairwise = pairwise / mean_over_ranks(pairs.sum().float()).clamp(min=1)
         if self.warmup_steps:
@@ -95,7 +95,7 @@ class BoxInstLoss(nn.Module):
 
     @torch.no_grad()
     def color_similarity(self, batch: Batch, stride: int) -> Float[Tensor, "b k h4 w4"]:
-        """How alike neighbours look in each picture; 0 for those that are not in it."""
+        """Color similarity of neighbors in each image; 0 for those outside of it."""
         similarity = []
         for image, info in zip(batch.images, batch.infos, strict=True):
             height, width = info.size

@@ -1,4 +1,4 @@
-"""The branch that makes the features all instances of a picture share."""
+"""The branch that computes the features shared by all instances of an image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.parts import full_precision
+from condseg.layers.winograd import Conv3x3
 from condseg.ops.masks import aligned_upsample
 
 MaskFilter = Callable[[int, int, int], nn.Module]
+"""(in_channels, guide_channels, out_channels) -> filter; a class path in YAML."""
 
 
 def _block(in_channels: int, out_channels: int, norm: Literal["batch"] | None) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm is None)
+    conv = Conv3x3(in_channels, out_channels, bias=norm is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -28,22 +30,23 @@ def _block(in_channels: int, out_channels: int, norm: Literal["batch"] | None) -
 class MaskBranch(nn.Module):
     """Mask features at stride 8 from P3, P4 and P5.
 
-    refine each level -> up-sample to P3 and add -> (filter) -> ``num_convs`` 3x3 -> 1x1.
+    Refine each level, upsample to P3 and add, filter, ``num_convs`` 3x3, 1x1.
 
     Args:
         in_channels: channels of the pyramid.
         channels: width of the branch.
         num_convs: 3x3 convolutions after the sum.
         out_channels: channels of the mask features.
-        num_classes: K of the auxiliary semantic logits on P3; None leaves them out.
+        num_classes: K of the auxiliary semantic logits on P3; None for no semantic branch.
         norm: batch norm, or None (convolutions with bias).
-        mask_filter: makes a dynamic filter ``(channels, channels, channels) -> module`` called as
-            ``module(x, guide)``: the kernels come from the guide, x is the sum of the levels.
-        guide_channels: of a guide from outside (depth features); without, it is refined P3.
+        mask_filter: builds a dynamic filter, called as ``filter(x, guide)``: x is the sum of the
+            levels, the kernels are computed from the guide.
+        guide_channels: of an external guide (depth features); without one, refined P3 is the
+            guide.
 
     Shape:
-        three maps (B, in_channels, h, w) at strides 8, 16, 32, and a guide
-        (B, guide_channels, H/8, W/8) if there is one -> (B, out_channels, H/8, W/8).
+        three maps (B, in_channels, h, w) at strides 8, 16, 32, and an optional guide
+        (B, guide_channels, H/8, W/8) -> (B, out_channels, H/8, W/8).
 
     Source:
         CondInst (ECCV 2020), section 3.2 and the official implementation; the filter is ours,
@@ -69,6 +72,7 @@ class MaskBranch(nn.Module):
             *(_block(channels, channels, norm) for _ in range(num_convs)),
             nn.Conv2d(channels, out_channels, 1),
         )
+        self.has_semantic_branch = num_classes is not None
         if num_classes is not None:
             self.semantic_tower = nn.Sequential(
                 _block(in_channels, channels, norm), _block(channels, channels, norm)
@@ -93,7 +97,7 @@ class MaskBranch(nn.Module):
         *tower, last = self.tower
         for layer in tower:
             x = layer(x)
-        with full_precision(x):  # eight channels decide where a mask ends
+        with full_precision(x):  # the masks' outlines depend on these few channels
             features: Tensor = last(x.to(last.weight.dtype))
         return features
 

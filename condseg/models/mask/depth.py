@@ -1,4 +1,4 @@
-"""Depth maps -> features, of which the shape of the scene counts, not the unit."""
+"""Features of depth maps that do not depend on the depth's unit."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 
-def normalised_depth(depth: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:
-    r"""Inverse depth in each picture's own measure, and where there is any.
+def normalized_depth(depth: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:
+    r"""Inverse depth, normalized per image, and a mask of where it was measured.
 
     .. math:: x = \frac{q - m}{\operatorname{mean} |q - m|}, \quad
         m = \operatorname{median} q, \quad q = 1 / \text{depth}
 
-    over the pixels that were measured. The unit drops out, and so does the padding. What a stereo
-    or structured-light camera measures is q, equally well near and far.
+    over the measured pixels, so that neither the unit nor the padding matters.
 
     Args:
         depth: distances in any unit, 0 where nothing was measured.
 
     Returns:
-        x, 0 where nothing was measured; and 1 where something was, else 0.
+        x, 0 where nothing was measured; and 1 where depth was measured, else 0.
 
     Source:
         Ranftl et al., "Towards Robust Monocular Depth Estimation" (TPAMI 2022), section 5: how
@@ -33,16 +32,16 @@ def normalised_depth(depth: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:
     inverse = torch.where(measured, 1 / depth, torch.nan).flatten(1)
     away = inverse - inverse.nanmedian(1, keepdim=True).values
     spread = away.abs().nanmean(1, keepdim=True)
-    # A plane that the camera faces has no spread; it is flat, not undefined.
+    # A constant depth has no spread: x is 0 there.
     x = away / spread.where(spread > 0, 1)
     return torch.stack((x.nan_to_num(0).view_as(depth), measured.to(depth.dtype)), 1)
 
 
 class DepthEncoder(nn.Module):
-    """A light network on the normalised depth: three strided 3x3 convolutions, and one more.
+    """Three 3x3 convolutions of stride 2 and one of stride 1 on the normalized depth.
 
     Args:
-        channels: of the features; those before have a quarter and a half of them.
+        channels: of the features; the first two convolutions have a quarter and a half of them.
 
     Shape:
         (B, H, W) distances in any unit, 0 where nothing was measured -> (B, channels, H/8, W/8).
@@ -60,5 +59,5 @@ class DepthEncoder(nn.Module):
         self.layers = nn.Sequential(*strided, Conv2dNormActivation(channels, channels, 3))
 
     def forward(self, depth: Float[Tensor, "b h w"]) -> Float[Tensor, "b c h8 w8"]:
-        features: Tensor = self.layers(normalised_depth(depth))
+        features: Tensor = self.layers(normalized_depth(depth))
         return features

@@ -1,4 +1,4 @@
-"""The head whose weights are predicted: a tiny network of its own for each instance."""
+"""The mask head whose weights the controller predicts for each instance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers import Implementation
 from condseg.layers.parts import full_precision
 from condseg.ops.instance_maps import instance_maps
 from condseg.ops.locations import level_locations
@@ -16,23 +15,21 @@ from condseg.structures import MaskQueries
 
 
 class DynamicMaskHead(nn.Module):
-    """Runs, for each instance, a few 1x1 convolutions whose weights the controller predicted.
+    """Applies, for each instance, a few 1x1 convolutions whose weights the controller predicted.
 
     mask_p = f(concat((q_p - x) / s_p, features); params_p), ReLU between layers, none at the end,
     with q_p the instance's location, x the pixel and s_p its level's size of interest.
 
-    It has no weights of its own. ``implementation="reference"`` is the published form: features
-    copied for each instance and one grouped convolution a layer. ``"fast"`` computes the same,
-    see :func:`condseg.ops.instance_maps.instance_maps`, in at least float32.
+    It has no parameters. The computation is in float32 or more, see
+    :func:`condseg.ops.instance_maps.instance_maps`.
 
     Args:
         in_channels: channels of the mask features.
         channels: channels of the hidden layers.
         num_layers: layers, at least 1.
-        relative_coords: give the instances their relative coordinates.
-        feature_stride: pixels of the picture a cell of the features.
-        out_stride: pixels of the picture a cell of the masks.
-        implementation: see above.
+        relative_coords: whether the relative coordinates are an input.
+        feature_stride: pixels of the image per cell of the features.
+        out_stride: pixels of the image per cell of the masks.
 
     Shape:
         features (B, in_channels, h, w), P queries -> logits (P, h f, w f),
@@ -53,18 +50,16 @@ class DynamicMaskHead(nn.Module):
         relative_coords: bool = True,
         feature_stride: int = 8,
         out_stride: int = 4,
-        implementation: Implementation = "fast",
     ) -> None:
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: the mask head wants at least 1 layer")
+            raise ValueError(f"num_layers is {num_layers}; 1 or more is allowed")
         if feature_stride % out_stride:
             raise ValueError(f"out_stride={out_stride} must divide feature_stride={feature_stride}")
         self.in_channels = in_channels
         self.relative_coords = relative_coords
         self.feature_stride = feature_stride
         self.out_stride = out_stride
-        self.implementation: Implementation = implementation
         first = in_channels + 2 * relative_coords
         inputs = [first] + [channels] * (num_layers - 1)
         outputs = [channels] * (num_layers - 1) + [1]
@@ -98,31 +93,12 @@ class DynamicMaskHead(nn.Module):
         factor = self.feature_stride // self.out_stride
         if len(queries.params) == 0:
             h, w = features.shape[-2:]
-            nothing = (features.sum() + queries.params.sum()) * 0  # keeps the graph whole
-            return features.new_zeros(0, factor * h, factor * w) + nothing
-        if self.implementation == "reference":
-            return aligned_upsample(self._reference(features, queries), factor)
-        return self._fast(features, queries, factor)
+            zero = (features.sum() + queries.params.sum()) * 0  # keeps the autograd graph connected
+            return features.new_zeros(0, factor * h, factor * w) + zero
+        return self._compute(features, queries, factor)
 
-    def _reference(self, features: Tensor, queries: MaskQueries) -> Tensor:
-        num, (h, w) = len(queries.params), features.shape[-2:]
-        x = features[queries.image_index]
-        if self.relative_coords:
-            pixels = level_locations((h, w), self.feature_stride, features.device)
-            relative = queries.points[:, None] - pixels
-            relative = relative / queries.size_of_interest[:, None, None]
-            relative = relative.transpose(1, 2).reshape(num, 2, h, w)
-            x = torch.cat((relative.to(x.dtype), x), dim=1)
-        x = x.reshape(1, -1, h, w)
-        weights, biases = self.grouped(queries.params)
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            x = F.conv2d(x, weight, bias, groups=num)
-            if i + 1 < len(weights):
-                x = F.relu(x)
-        return x.view(num, h, w)
-
-    def _fast(self, features: Tensor, queries: MaskQueries, factor: int) -> Tensor:
-        # Coordinates, and their differences, are too fine for half precision.
+    def _compute(self, features: Tensor, queries: MaskQueries, factor: int) -> Tensor:
+        # Half precision cannot represent the coordinates.
         with full_precision(features):
             dtype = torch.promote_types(features.dtype, torch.float32)
             size = (features.shape[-2], features.shape[-1])
@@ -144,27 +120,28 @@ class DynamicMaskHead(nn.Module):
     def _affine(
         self, features: Tensor, queries: MaskQueries, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The first layer as (P, out, K) weights of the (B, K, h w) input that pictures share.
+        """The first layer as (P, out, K) weights on an (B, K, h w) input shared by the instances.
 
-        w (q - x) / s + b = -(w / s) x + (b + w q / s): the pixel's own coordinates are shared,
-        the rest is a bias, and the bias belongs to an input that is one everywhere.
+        w (q - x) / s + b = -(w / s) x + (b + w q / s): the coordinates x of the pixels are
+        shared, the rest is a bias, and the bias is the weight of an input of ones. K is the
+        channels of the coordinates, the features and the ones.
         """
         batch, _, height, width = features.shape
-        shared = features.flatten(2)
+        shared = features.flatten(2)  # (B, C, h w)
         if self.relative_coords:
             pixels = level_locations((height, width), self.feature_stride, features.device)
             pixels = pixels.to(shared)
-            per_pixel = weight[..., :2] / queries.size_of_interest[:, None, None]
-            points = queries.points[..., None].to(per_pixel)
+            per_pixel = weight[..., :2] / queries.size_of_interest[:, None, None]  # (P, out, 2)
+            points = queries.points[..., None].to(per_pixel)  # (P, 2, 1)
             bias = bias + (per_pixel @ points).squeeze(-1)
-            weight = torch.cat((-per_pixel, weight[..., 2:]), dim=2)
-            shared = torch.cat((pixels.T.expand(batch, -1, -1), shared), dim=1)
+            weight = torch.cat((-per_pixel, weight[..., 2:]), dim=2)  # (P, out, 2 + C)
+            shared = torch.cat((pixels.T.expand(batch, -1, -1), shared), dim=1)  # (B, 2 + C, h w)
         ones = shared.new_ones(batch, 1, shared.shape[2])
         return torch.cat((weight, bias[..., None]), dim=2), torch.cat((shared, ones), dim=1)
 
     @staticmethod
     def _batched(shared: Tensor, image: Tensor, first: Tensor, later: list[Tensor]) -> Tensor:
-        """The same in whole maps, for the compiler: no shape depends on a value."""
+        """The same with whole maps, for torch.compile: no shape depends on a value."""
         x = torch.bmm(first, shared[image])
         for weight, bias in zip(later[::2], later[1::2], strict=True):
             x = torch.baddbmm(bias[..., None], weight, F.relu(x))

@@ -10,17 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.parts import map_norm
+from condseg.layers.winograd import Conv3x3
+from condseg.models.pyramids.base import Pyramid
 
 
-class BiFPN(nn.Module):
-    """Feature pyramid that goes down and up several times, with learned weights of the maps.
+class BiFPN(Pyramid):
+    """Feature pyramid with repeated top-down and bottom-up paths and learned weights of the maps.
 
     P6 = pool(norm(1x1(C5))), P7 = pool(P6); then ``num_repeats`` times :class:`BiFPNBlock`.
 
     Args:
         in_channels: channels of C3, C4, C5.
         channels: channels of each output map.
-        num_repeats: times that the maps are merged downwards and upwards.
+        num_repeats: number of :class:`BiFPNBlock`.
 
     Shape:
         three maps at strides 8, 16, 32 -> five maps (B, channels, h, w) at 8, 16, 32, 64, 128.
@@ -30,21 +32,19 @@ class BiFPN(nn.Module):
 
     Source:
         EfficientDet (CVPR 2020), section 3, with AdelaiDet's five levels, plain 3x3 convolutions
-        and batch norms. A lateral convolution there is run again for its second reader, which
-        gives the same map (but moves its norm's statistics twice a step); here it is run once.
+        and batch norms. AdelaiDet runs a lateral convolution twice, which returns the same map but
+        updates its norm's statistics twice per step; here it is run once.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, num_repeats: int = 6) -> None:
         super().__init__()
         if num_repeats < 1:
-            raise ValueError(f"num_repeats={num_repeats}: the BiFPN wants 1 or more")
+            raise ValueError(f"num_repeats is {num_repeats}; 1 or more is allowed")
         self.p6 = nn.Sequential(
             nn.Conv2d(in_channels[-1], channels, 1, bias=False), map_norm("batch", channels)
         )
-        given = [*in_channels, channels, channels]
-        self.blocks = nn.ModuleList(
-            BiFPNBlock(given if i == 0 else [channels] * 5, channels) for i in range(num_repeats)
-        )
+        inputs = [[*in_channels, channels, channels]] + [[channels] * 5] * (num_repeats - 1)
+        self.blocks = nn.ModuleList(BiFPNBlock(each, channels) for each in inputs)
 
     def forward(
         self, features: Sequence[Float[Tensor, "b _c _h _w"]]
@@ -57,15 +57,15 @@ class BiFPN(nn.Module):
 
 
 class BiFPNBlock(nn.Module):
-    """Merges five maps from the top down, then from the bottom up.
+    """Merges five maps on a top-down, then on a bottom-up path.
 
     M_i = f(L_i, up(M_{i+1})) for i = 6..3 with M_7 = L_7; P_3 = M_3,
     P_i = f(L_i, M_i, pool(P_{i-1})) for i = 4..6, P_7 = f(L_7, pool(P_6));
     f(x_1, x_2, ...) = norm(3x3(swish(sum_j w_j x_j / (sum_j w_j + 1e-4)))), w_j = relu(weight_j).
 
     Args:
-        in_channels: of each level; one of other than ``channels`` gets a 1x1 and a norm, which
-            makes L_i of it.
+        in_channels: of each level; L_i is the map itself if it has ``channels``, else a 1x1
+            convolution and norm of it.
         channels: of the merged maps.
     """
 
@@ -80,9 +80,7 @@ class BiFPNBlock(nn.Module):
         counts = (2, 2, 2, 2, 3, 3, 3, 2)  # M_6, M_5, M_4, M_3, P_4, P_5, P_6, P_7
         self.weights = nn.ParameterList(torch.ones(count) for count in counts)
         self.output = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1, bias=False), map_norm("batch", channels)
-            )
+            nn.Sequential(Conv3x3(channels, channels, bias=False), map_norm("batch", channels))
             for _ in counts
         )
 

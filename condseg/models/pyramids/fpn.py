@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.parts import full_precision
+from condseg.layers.winograd import Conv3x3
+from condseg.models.pyramids.base import Pyramid
 
 
-class FPN(nn.Module):
+class FPN(Pyramid):
     """Feature pyramid: lateral 1x1 convolutions, a nearest top-down path, two levels on top.
 
     P_i = output_i(lateral_i(C_i) + up(lateral_{i+1}(C_{i+1}) + ...)),
@@ -35,11 +37,9 @@ class FPN(nn.Module):
         self, in_channels: Sequence[int], channels: int, num_levels: Literal[3, 5] = 5
     ) -> None:
         super().__init__()
+        self.strides = self.strides[:num_levels]
         self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.output = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels
-        )
-        self.num_levels = num_levels
+        self.output = nn.ModuleList(Conv3x3(channels, channels) for _ in in_channels)
         if num_levels == 5:
             self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
             self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
@@ -57,7 +57,7 @@ class FPN(nn.Module):
             up = F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
             merged[i - 1] = merged[i - 1] + up
         maps = [conv(f) for conv, f in zip(self.output, merged, strict=True)]
-        if self.num_levels == 3:
+        if len(self.strides) == 3:
             return maps
         # Full precision: torch 2.11's bfloat16 weight gradient on 1x1 maps is undefined on the CPU.
         with full_precision(maps[-1]):

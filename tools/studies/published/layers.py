@@ -6,9 +6,8 @@ plain ones.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,8 +37,6 @@ from condseg.layers import (
 from condseg.layers.parts import full_precision
 from condseg.layers.per_sample import CONV
 from condseg.layers.winograd import Conv3x3
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def conv_samples_as_groups(
@@ -156,7 +153,7 @@ _GROUPED = (
     *(DyNetConv1d, DyNetConv2d, DyNetConv3d),
     *(DynamicConv1d, DynamicConv2d, DynamicConv3d),
 )
-PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     fast: type(f"Published{fast.__name__}", (published, fast), {})
     for published, fasts in (
         (_Grouped, _GROUPED),
@@ -172,19 +169,3 @@ PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
     Conv3x3: _PlainConv3x3,
 }
 """Type of a fast module -> type of its published form, which has the same attributes."""
-
-
-def publish(module: Module) -> Module:
-    """A deep copy of the module, in which every module of a type in ``PUBLISHED`` is replaced."""
-    copied = copy.deepcopy(module)
-    built: dict[nn.Module, nn.Module] = {}
-    for name, part in list(copied.named_modules(remove_duplicate=False)):
-        published = PUBLISHED.get(type(part))
-        if published is None:
-            continue
-        if part not in built:
-            built[part] = published.__new__(published)
-            vars(built[part]).update(vars(part))
-        if name:
-            copied.set_submodule(name, built[part])
-    return built.get(copied, copied)  # type: ignore[return-value]

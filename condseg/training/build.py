@@ -1,0 +1,47 @@
+"""The LightningModule from a configuration."""
+
+from __future__ import annotations
+
+from condseg.models import Criterion, MaskLoss, PostProcess, SemanticLoss
+from condseg.models.losses import DenseLoss
+from condseg.training.module import CondInstModule
+from condseg.training.schedules import OptimizerFactory, ScheduleFactory
+from condseg.zoo.checkpoint import Network
+
+
+def build_module(
+    network: Network,
+    mask_loss: MaskLoss,
+    postprocess: PostProcess,
+    optimizer: OptimizerFactory,
+    schedule: ScheduleFactory,
+    dense_loss: DenseLoss | None = None,
+    backbone_lr: float = 1.0,
+    attention_lr: float = 1.0,
+) -> CondInstModule:
+    """Build the LightningModule; a configuration's ``model`` has these arguments.
+
+    Args:
+        network: is trained.
+        mask_loss: of the masks.
+        postprocess: dense predictions -> detections.
+        optimizer: builds the optimizer of the parameter groups.
+        schedule: builds its learning-rate schedule, stepped once per optimizer step.
+        dense_loss: of classes and boxes; if not given, the default loss of the network's head.
+        backbone_lr: factor of the backbone's learning rate.
+        attention_lr: factor of the learning rate of the dynamic layers' attentions.
+
+    Raises:
+        ValueError: ``dense_loss`` is for another head.
+    """
+    default = network.head.default_loss()
+    loss = default if dense_loss is None else dense_loss
+    if loss.predictions is not default.predictions:
+        raise ValueError(
+            f"model.dense_loss is {type(loss).__name__}; with {type(network.head).__name__} as "
+            f"model.network.head, {type(default).__name__} is allowed"
+        )
+    semantic_loss = SemanticLoss() if network.mask_branch.has_semantic_branch else None
+    criterion = Criterion(loss, mask_loss, semantic_loss)
+    parts = (network, criterion, postprocess, optimizer, schedule)
+    return CondInstModule(*parts, backbone_lr, attention_lr)
