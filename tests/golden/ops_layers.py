@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from studies.published.layers import publish
+from studies.published import published_form
 from torch import Tensor, nn
 from vectors import Case, handles, judges
 
@@ -185,7 +185,7 @@ def od_networks(case: Case) -> None:
     # A ReLU may be within 1e-7 of its kink; the order of additions then decides its side and moves
     # the gradient by up to 10 %. The published form has the official order, given the recorded
     # number of threads; where a machine adds differently all the same, float64 may agree.
-    published, expected = publish(net), torch.as_tensor(case.expected("grad_in.x"))
+    published, expected = published_form(net), torch.as_tensor(case.expected("grad_in.x"))
     with num_threads(2):
         candidates = [network_gradients(published, case)]
     ours = network_gradients(net.double(), case)

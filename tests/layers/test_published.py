@@ -45,7 +45,7 @@ LAYERS = {
 def test_output_and_gradients(name: str, batch: int) -> None:
     torch.manual_seed(0)
     fast = LAYERS[name]().double()
-    published = publish(fast)
+    published = published_form(fast)
     assert type(published) is not type(fast)
     shape = (batch, 4, 7) if name == "odconv_1d" else (batch, 4, 7, 6)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -62,7 +62,7 @@ def test_output_and_gradients(name: str, batch: int) -> None:
 def test_a_network_shares_nothing_with_its_published_form() -> None:
     conv = Conv3x3(4, 4)
     network = nn.Sequential(conv, nn.Sequential(ODConv2d(4, 4, 3), conv))
-    published = publish(network)
+    published = published_form(network)
     assert published[0] is published[1][1]
     assert not {type(m) for m in published.modules()} & set(PUBLISHED)
     assert type(network[0]) is Conv3x3

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies.benchmarks.measure import multiply_adds
-from studies.published.layers import publish
+from studies.published import published_form
 from torch import Tensor, nn
 
 from condseg import native
@@ -213,7 +213,7 @@ def test_use_conv3x3() -> None:
 def test_dynamic_kernels_take_it_too() -> None:
     torch.manual_seed(0)
     fast = ODConv2d(6, 8, 3, padding=1, num_experts=2).eval()
-    reference = publish(fast)
+    reference = published_form(fast)
     x = pixelwise(2, 6, 12, 16)
     assert "Winograd" in graph(fast(x))
     with torch.no_grad():
