@@ -1,4 +1,4 @@
-"""Turns the convolutions of any network into dynamic ones."""
+"""Replaces the convolutions of any network by dynamic ones."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Conversion:
     """What :func:`to_dynamic` or :func:`to_static` changed.
 
     Attributes:
-        converted: names of the convolutions that are dynamic, or static, now.
+        converted: names of the replaced convolutions.
         kept: names of the others, each with the reason.
         parameters: number of the network's parameters before and after.
-        made: what they were made, ``"dynamic"`` or ``"static"``.
-        change: by name, how much of a kernel changed from sample to sample before it was fixed:
-            mean |K_i - M|^2 / mean |K_i|^2 with M the mean, 0 (nothing is lost) to 1; or of the
-            bias, if that is more.
+        kind: of the new convolutions, ``"dynamic"`` or ``"static"``.
+        change: by name, how much a kernel varied over the samples before it was fixed:
+            mean |K_i - M|^2 / mean |K_i|^2 with the mean M, from 0 (fixing it loses nothing) to 1;
+            or the same of the bias, if larger.
     """
 
     converted: tuple[str, ...]
     kept: dict[str, str]
     parameters: tuple[int, int]
-    made: str = "dynamic"
+    kind: str = "dynamic"
     change: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Conversion:
         before, after = self.parameters
         reasons = sorted(set(self.kept.values()))
         lines = [
-            f"{len(self)} convolutions made {self.made}, {len(self.kept)} kept; "
+            f"{len(self)} convolutions are {self.kind} now, {len(self.kept)} kept; "
             f"parameters {before:,} -> {after:,}"
         ]
         for reason in reasons:
@@ -70,42 +70,43 @@ def to_dynamic(
     copy: bool = True,
     spread: float = SPREAD,
 ) -> Conversion:
-    """Replace convolutions of the network, in place, by layers that compute the same at the start.
+    """Replace convolutions of the network, in place, by dynamic layers that compute the same.
+
+    Subclasses of nn.Conv2d that compute something else are kept, except timm's ``Conv2dSame``,
+    whose padding is supported.
 
     Args:
-        network: any module; torchvision's and timm's are known to work.
+        network: any module; tested with torchvision's and timm's.
         factory: builds a layer from nn.Conv2d's arguments, for example
             ``functools.partial(ODConv2d, num_experts=4)``.
-        where: ``"paper"``, the layer's own rule: all convolutions but the stem (what comes before
-            the first block) and, except for DyConv, the shortcuts, or those of the last blocks
-            (CondConv); or the names of modules, all of whose convolutions are converted; or a
-            predicate of the convolution's name and the convolution.
-        copy: start from the static weights (``copy_static_``); else as the layer initialises.
-        spread: how far the experts start from each other, see :meth:`ConvSlot.copy_static_`.
+        where: names of modules, all of whose convolutions are converted; or a predicate of a
+            convolution's name and the convolution; or ``"paper"``, the layer's rule. That is all
+            convolutions but the stem (those before the first block), attentions on pooled maps
+            (squeeze and excitation) and, except for DyConv, shortcuts; for CondConv those of the
+            last blocks.
+        copy: start from the static weights (``copy_static_``), or as the layer initialises.
+        spread: distance of the experts at the start, see :meth:`ConvSlot.copy_static_`.
 
     Returns:
-        What was changed. Convolutions of attentions on pooled maps (squeeze and excitation) and of
-        layers that are dynamic already are not touched by ``"paper"``; subclasses of nn.Conv2d that
-        compute something else are never touched, except timm's ``Conv2dSame``, whose padding the
-        new layer takes over.
+        The names of converted and kept convolutions.
 
     Raises:
-        ValueError: when nothing is there to convert, or a name in where is not the network's.
+        ValueError: nothing is there to convert, or a name in where is not one of the network's.
     """
     before = count_parameters(network)
     convs = {n: conv for n, conv in _places(network).items() if not isinstance(conv, ConvSlot)}
     if not convs or "" in convs:
         raise ValueError(f"network={type(network).__name__} must hold convolutions inside of it")
     kept = {name: why for name, conv in convs.items() if (why := _unfit(conv, _dims(factory)))}
-    wanted = {name: conv for name, conv in convs.items() if name not in kept}
-    if where == "paper" and wanted:
-        rule = paper_rule(factory, next(iter(wanted.values())))
-        kept |= paper_exceptions(network, list(wanted), rule.paper_blocks, rule.paper_shortcuts)
+    fitting = {name: conv for name, conv in convs.items() if name not in kept}
+    if where == "paper" and fitting:
+        rule = paper_rule(factory, next(iter(fitting.values())))
+        kept |= paper_exceptions(network, list(fitting), rule.paper_blocks, rule.paper_shortcuts)
     elif where != "paper":
-        kept |= not_asked_for(network, where, wanted, "paper")
-    converted = tuple(name for name in wanted if name not in kept)
+        kept |= not_selected(network, where, fitting, "paper")
+    converted = tuple(name for name in fitting if name not in kept)
     if not converted:
-        raise ValueError(f"where={where!r} chooses none of the {len(convs)} convolutions")
+        raise ValueError(f"where={where!r} selects none of the {len(convs)} convolutions")
     built: dict[int, nn.Module] = {}
     for name in converted:
         conv = convs[name]
@@ -115,25 +116,23 @@ def to_dynamic(
     return Conversion(converted, kept, (before, count_parameters(network)))
 
 
-def not_asked_for(
+def not_selected(
     network: nn.Module, where: Where, modules: Mapping[str, nn.Module], word: str
 ) -> dict[str, str]:
-    """Names of the modules that where does not choose, each with the reason."""
+    """Names of the modules that where does not select, each with the reason."""
     if callable(where):
-        return {
-            name: "not asked for" for name, module in modules.items() if not where(name, module)
-        }
+        return {name: "not selected" for name, module in modules.items() if not where(name, module)}
     prefixes = (where,) if isinstance(where, str) else tuple(where)
     names = {name for name, _ in network.named_modules(remove_duplicate=False)}
     for prefix in prefixes:
         if prefix not in names:
             raise ValueError(f"where={prefix!r} must be {word!r} or a module of the network")
     chosen = tuple(f"{p}." for p in prefixes)
-    return {name: "not asked for" for name in modules if not f"{name}.".startswith(chosen)}
+    return {name: "not selected" for name in modules if not f"{name}.".startswith(chosen)}
 
 
 def paper_rule(factory: ConvFactory, conv: nn.Module) -> type[ConvSlot]:
-    """The class of what is built in the place of a convolution: it has its paper's rule."""
+    """The class that the factory builds, which has its paper's rule."""
     layer = factory(**geometry(conv))
     return type(layer) if isinstance(layer, ConvSlot) else ConvSlot
 
@@ -148,9 +147,9 @@ def paper_exceptions(
 
     Args:
         network: holds them.
-        names: the convolutions that are asked about.
-        last_blocks: where given, only the network's last blocks are dynamic.
-        shortcuts: whether they are dynamic, too.
+        names: of the convolutions in question.
+        last_blocks: number of the last blocks, if only these are dynamic.
+        shortcuts: whether shortcuts are dynamic.
     """
     kept: dict[str, str] = {}
     places = list(_places(network))
@@ -175,7 +174,7 @@ def paper_exceptions(
 
 
 def _places(network: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions, static and dynamic, in the order of definition; not what is inside of them."""
+    """Convolutions, static and dynamic, in the order of definition, without their parts."""
     slots = [m for m in network.modules() if isinstance(m, ConvSlot)]
     inside = {id(part) for slot in slots for part in slot.modules() if part is not slot}
     return {
@@ -197,13 +196,13 @@ def _blocks(names: Sequence[str]) -> list[list[str]]:
 
 
 def _dims(factory: ConvFactory) -> int:
-    """Dimensions of what a class, or a partial of one, builds; two where that is not known."""
+    """Dimensions of the layers of a class, or of a partial of one; 2 if unknown."""
     dims: int = getattr(getattr(factory, "func", factory), "dims", 2)
     return dims
 
 
 def _unfit(conv: nn.Module, dims: int) -> str | None:
-    """Why a convolution cannot be replaced by a layer of so many dimensions."""
+    """Why a convolution cannot be replaced by a layer of these dimensions."""
     if not is_static(conv):
         return f"a {type(conv).__name__} computes something else"
     return None if isinstance(conv, STATIC[dims]) else f"it is not {dims}-D"

@@ -15,7 +15,7 @@ from condseg.layers.slot import ConvSlot, Sizes
 
 
 class DeformConv2d(ConvSlot):
-    r"""Convolution whose taps are moved and weighted at each place by what the map shows there.
+    r"""Convolution whose taps are moved and weighted at each position, as computed from the input.
 
     .. math:: y(p) = b + \sum_k W_k\, m_k(p)\, x(p + p_k + \Delta_k(p))
 
@@ -27,15 +27,14 @@ class DeformConv2d(ConvSlot):
             padding_mode: as in ``nn.Conv2d``.
 
     Attributes:
-        offset: convolution of x to 2 K offsets (y and x of each tap in turn), then K modulations;
-            K taps of the kernel.
+        offset: convolution of x to 2 K offsets (y, x of each tap) and K modulations; K taps.
 
     Shape:
         (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
 
     Source:
-        Zhu et al., "Deformable ConvNets v2", equation 1. In the place of a static convolution the
-        kernel is doubled, so that the start computes what that one did; there it is halved.
+        Zhu et al., "Deformable ConvNets v2", equation 1. A static convolution's kernel is
+        doubled for the start, so that the output stays the same.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class DeformConv2d(ConvSlot):
         dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
         x, padding = self.pad(x)
         where = (self.stride, padding, self.dilation)
-        with full_precision(x):  # torchvision's kernel knows no half precision everywhere
+        with full_precision(x):  # torchvision's kernel lacks half precision on some devices
             x = x.to(self.weight.dtype)
             moved = F.conv2d(x, self.offset.weight, self.offset.bias, *where)
             offsets, modulation = moved.split([2 * self.taps, self.taps], dim=1)
@@ -86,11 +85,11 @@ class DeformConv2d(ConvSlot):
         return y.to(dtype)
 
     def why_not_static(self) -> str | None:
-        """Why no plain convolution can stand for the layer, even at a fixed kernel."""
-        return "its taps move from place to place"
+        """Why no static convolution computes the layer."""
+        return "its taps depend on the position"
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """Half the doubled kernel, nothing moved; there are no experts."""
+        """No offsets, modulations of 1/2, and a doubled kernel; there are no experts."""
         self.weight.copy_(2 * weight)
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)

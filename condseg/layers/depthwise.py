@@ -1,9 +1,8 @@
-"""Depthwise convolution whose gradients are depthwise convolutions themselves.
+"""Depthwise convolution whose gradients are computed as depthwise convolutions.
 
-On CPU the gradients that PyTorch computes for one-channel groups leave their fast kernels: the
-weight gradient of a 5x5 kernel takes ten times as long as the convolution itself, and the input
-gradient at stride 2 in bfloat16 twenty times and more. Both can be written as forward depthwise
-convolutions, so here they are. The result is the same sum in another order.
+PyTorch's gradients of depthwise convolutions are slow on CPU: the weight gradient of a 5x5 kernel
+takes ten times as long as the convolution, the input gradient at stride 2 in bfloat16 twenty times.
+As depthwise convolutions they are the same sums in another order.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def conv_depthwise(
 
     Args:
         x: the maps.
-        weight: one kernel a channel.
+        weight: one kernel per channel.
         stride, padding, dilation: (vertical, horizontal), in pixels, as in ``nn.Conv2d``.
 
     Shape:
@@ -68,9 +67,10 @@ class _Depthwise(torch.autograd.Function):
 def _weight_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
 ) -> Tensor:
-    """Correlate the input with the output's gradient: stride and dilation change their places."""
-    kernels = grad.flatten(0, 1).unsqueeze(1)
-    maps = x.reshape(1, -1, *x.shape[2:])
+    """Correlate the input with the output's gradient: stride and dilation change roles."""
+    kernels = grad.flatten(0, 1).unsqueeze(1)  # (B C, 1, H_out, W_out)
+    maps = x.reshape(1, -1, *x.shape[2:])  # (1, B C, H, W)
+    # (1, B C, >= kh, >= kw)
     taps = F.conv2d(maps, kernels, None, dilation, padding, stride, maps.shape[1])
     taps = taps[..., : weight.shape[2], : weight.shape[3]]
     return taps.view(x.shape[0], *weight.shape[:1], 1, *weight.shape[2:]).sum(0)
@@ -79,7 +79,7 @@ def _weight_gradient(
 def _input_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any
 ) -> Tensor:
-    """Convolve the gradient, spread out by the stride, with the kernel turned round."""
+    """Convolve the gradient, spread out by the stride, with the flipped kernel."""
     margins = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     top, left = (margin - p for margin, p in zip(margins, padding, strict=True))
     if max(stride) == 1 or grad.dtype == torch.float32 or min(top, left) < 0:

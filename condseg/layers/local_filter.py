@@ -66,7 +66,7 @@ class _FilterLocally(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
-        if native.takes(x):
+        if native.supports(x):
             summed: Tensor = torch.ops.condseg.filter_locally(x, filters, kernel_size, dilation)
             return summed
         y = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
@@ -86,7 +86,7 @@ class _FilterLocally(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, filters = ctx.saved_tensors
-        if native.takes(x):
+        if native.supports(x):
             where = (ctx.kernel_size, ctx.dilation)
             grads = torch.ops.condseg.filter_locally_gradients(x, filters, grad_y, *where)
             return (*grads, None, None)

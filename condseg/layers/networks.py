@@ -1,4 +1,4 @@
-"""Classification networks of the papers: torchvision's, dynamic where each paper has them so."""
+"""Classification networks of the papers: torchvision's, with each paper's dynamic layers."""
 
 from __future__ import annotations
 
@@ -31,36 +31,35 @@ _STATIC: dict[str, Callable[..., nn.Module]] = {
 NETWORKS = tuple(f"{layer}_{static}" for layer in _LAYERS for static in _STATIC)
 
 
-def dynamic_network(name: str, num_classes: int = 1000, **knobs: Any) -> nn.Module:
-    """Build a classification network of a paper; each name is a function of this module, too.
+def dynamic_network(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
+    """Build a classification network of a paper; each name is also a function of this module.
 
-    ODConv: all convolutions are dynamic but the stem and the shortcuts, 1 expert unless
-    ``num_experts`` says otherwise; the state dict has the names of the published checkpoints.
-    DyConv: all but the first, 4 experts. CondConv: the last three blocks of a ResNet, the last
-    six of a MobileNetV2, and the classifier, 8 experts. The latter two have torchvision's names
-    with those of the layers; checkpoints of their authors are not known to us.
+    ODConv: all convolutions but the stem and the shortcuts are dynamic, 1 expert by default; the
+    state dict has the keys of the published checkpoints. DyConv: all but the first, 4 experts.
+    CondConv: the last three blocks of a ResNet, the last six of a MobileNetV2, and the classifier,
+    8 experts. We know no public checkpoints of the latter two.
 
     Args:
         name: one of ``NETWORKS``, such as ``od_resnet18``, ``dy_mobilenetv2_050``.
         num_classes: of the last layer.
-        knobs: of the layer: ``num_experts``, ``reduction``, ``temperature``, ...
+        options: of the layer: ``num_experts``, ``reduction``, ``temperature``, ...
 
     Shape:
         (B, 3, H, W) -> (B, num_classes) logits.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: an unknown name.
 
     Source:
         Li et al., "Omni-Dimensional Dynamic Convolution", section 4.1; Chen et al., "Dynamic
-        Convolution", section 5.1; Yang et al., "CondConv", section 4.1 (there the layers of a
-        MobileNet's block share their routing; here each has its own).
+        Convolution", section 5.1; Yang et al., "CondConv", section 4.1, where the layers of a
+        MobileNet's block share their routing; here each has its own.
     """
     if name not in NETWORKS:
         raise ValueError(f"name={name!r} must be one of {NETWORKS}")
     layer, _, static = name.partition("_")
     network = _STATIC[static](num_classes=num_classes)
-    factory = functools.partial(_LAYERS[layer], **knobs)
+    factory = functools.partial(_LAYERS[layer], **options)
     if layer == "cond" and static.startswith("mobilenet"):
         to_dynamic(network, factory, [f"features.{i}" for i in range(12, 18)], copy=False)
     else:
@@ -71,7 +70,7 @@ def dynamic_network(name: str, num_classes: int = 1000, **knobs: Any) -> nn.Modu
 
 
 def _make_classifier_dynamic(network: nn.Module, factory: Callable[..., nn.Module]) -> None:
-    """A linear layer is a 1x1 convolution of a map of one pixel."""
+    """Replace the linear layer by a 1x1 convolution of a map of one pixel."""
     name = "fc" if hasattr(network, "fc") else "classifier.1"
     linear = network.get_submodule(name)
     assert isinstance(linear, nn.Linear)

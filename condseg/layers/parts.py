@@ -1,4 +1,4 @@
-"""Parts that several layers are made of: pooled vectors, norms, a temperature, experts."""
+"""Parts of several layers: pooling, norms, temperature, initialisation of experts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ Norm = Literal["batch", "layer", "none"]
 
 
 class Annealed(nn.Module):
-    """A layer whose softmax has a temperature: a buffer, saved with the model.
+    """A layer whose attention has a temperature: a buffer, saved with the model.
 
-    Published checkpoints have no such entry; they load strictly all the same, and the temperature
-    stays what it is.
+    Published checkpoints have no such entry; they load strictly, and the temperature is kept.
     """
 
     temperature: Tensor
@@ -36,7 +35,7 @@ class Annealed(nn.Module):
 
 
 def set_temperature(module: nn.Module, value: int | float) -> int:
-    """Set the temperature of every layer inside that has one; give their number."""
+    """Set the temperature of every layer inside that has one; return the number of layers."""
     positive(temperature=value)
     layers = [m for m in module.modules() if isinstance(m, Annealed)]
     for layer in layers:
@@ -45,10 +44,10 @@ def set_temperature(module: nn.Module, value: int | float) -> int:
 
 
 def lower_temperature(module: nn.Module, by: int | float = 3) -> int:
-    """Lower the temperature of every layer inside, to no less than 1; give their number.
+    """Lower the temperature of every layer inside, to at least 1; return the number of layers.
 
-    Called after each epoch it is the schedule of the public implementation of DyConv: 34, 31, ...,
-    4, 1. (The paper's, linear from 30 to 1, is a function of the step: :func:`set_temperature`.)
+    Called after each epoch, it is the schedule of DyConv's public implementation: 34, 31, ..., 4,
+    1. For the paper's schedule, linear from 30 to 1 per step, use :func:`set_temperature`.
     """
     positive(by=by)
     layers = [m for m in module.modules() if isinstance(m, Annealed)]
@@ -58,7 +57,7 @@ def lower_temperature(module: nn.Module, by: int | float = 3) -> int:
 
 
 class Linear1x1(nn.Conv2d):
-    """A 1x1 convolution of a pooled map: official names and shapes, computed as a linear map.
+    """A linear layer with the parameters of a 1x1 convolution, as in official checkpoints.
 
     Shape:
         (B, C) -> (B, O).
@@ -72,10 +71,10 @@ class Linear1x1(nn.Conv2d):
 
 
 class _OneValue:
-    """Batch norm that, in training, uses its running statistics for a single value a channel.
+    """Batch norm that in training uses its running statistics for a single value per channel.
 
-    One value has no variance (PyTorch raises an error, so the published ODConv cannot train at
-    batch 1); the running statistics are what evaluation uses, and stay as they are.
+    PyTorch raises an error there, as one value has no variance: the published ODConv cannot train
+    at batch 1. The running statistics are not changed.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class BatchNorm2d(_OneValue, nn.BatchNorm2d):
 
 
 def pooled_norm(norm: Norm, channels: int) -> nn.Module:
-    """Norm of a pooled vector (B, C): batch as published, layer or none for very small batches."""
+    """Norm of a pooled vector (B, C): batch as published; layer or none for very small batches."""
     if norm == "batch":
         return BatchNorm1d(channels)
     if norm == "layer":
@@ -106,23 +105,23 @@ def pooled_norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def map_norm(norm: Norm, channels: int) -> nn.Module:
-    """Norm of a map (B, C, H, W); layer is a group norm of one group."""
+    """Norm of a map (B, C, H, W); layer is a group norm with one group."""
     if norm == "layer":
         return nn.GroupNorm(1, channels)
     return BatchNorm2d(channels) if norm == "batch" else pooled_norm(norm, channels)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which autocast rounds nothing to half precision."""
+    """A context without autocast."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def pool(x: Float[Tensor, "b c *s"], like: Tensor) -> Float[Tensor, "b c"]:
-    """Global average, in the parameters' precision; a vector is its own."""
+    """Global average in the parameters' precision; a vector is returned as it is."""
     if x.dim() == 2:
         return x.to(like.dtype)
-    # The sum is divided, for a mean's gradient is divided pixel by pixel, in full precision.
+    # The gradient of a mean is divided per pixel, in full precision; that of a sum is not.
     wide = torch.promote_types(like.dtype, torch.float32)
     total = x.sum(tuple(range(2, x.dim())), dtype=wide)
     return (total / math.prod(x.shape[2:])).to(like.dtype)
@@ -145,27 +144,27 @@ def init_like_conv_(weight: Tensor, bias: Tensor | None) -> None:
 
 def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
     if not values or any(v < 1 for v in values):
-        raise ValueError(f"{name}={tuple(values)} must be whole numbers >= 1")
+        raise ValueError(f"{name}={tuple(values)} must be integers >= 1")
     return tuple(values)
 
 
 def resize_like(x: Float[Tensor, "b c h w"], like: Tensor) -> Tensor:
-    """Resize a map bilinearly to another's height and width, where they differ."""
+    """Resize a map bilinearly to another's height and width, if they differ."""
     size = like.shape[-2:]
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
 
 
 def start_twins_(experts: Tensor, kernel: Tensor, spread: float, *heads: Tensor) -> None:
-    """Set experts around a kernel, so that every mixture that the heads can give is the kernel.
+    """Set experts around a kernel such that every mixture of the heads is the kernel.
 
-    Experts 2i and 2i + 1 are twins: their rows of the heads are the same, so is their attention,
-    and their offsets from the kernel are opposite. An odd expert is the kernel.
+    Experts 2i and 2i + 1 have the same rows of the heads, so the same attention, and opposite
+    offsets from the kernel. The last of an odd number of experts is the kernel.
 
     Args:
         experts: (E, O, ...), set in place.
         kernel: (O, ...).
         spread: standard deviation of the offsets, relative to each filter's root mean square.
-        heads: (E, ...) parameters that give the attentions, tied in place.
+        heads: (E, ...) parameters of the attentions, made equal for each pair in place.
     """
     pairs = experts.shape[0] // 2 * 2
     size = kernel.square().mean(tuple(range(1, kernel.dim())), keepdim=True).sqrt()

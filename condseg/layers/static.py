@@ -1,4 +1,4 @@
-"""Turns dynamic convolutions into plain ones, where the kernel is fixed or is to be."""
+"""Replaces dynamic convolutions by static ones with a fixed kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condseg.layers.convert import Conversion, Where, count_parameters, not_asked_for
+from condseg.layers.convert import Conversion, Where, count_parameters, not_selected
 from condseg.layers.slot import ConvSlot
 
 GUIDED = "its kernel comes from a second input"
@@ -23,26 +23,26 @@ def to_static(
     *,
     max_change: float = 1.0,
 ) -> Conversion:
-    """Replace dynamic convolutions of the network, in place, by plain ones.
+    """Replace dynamic convolutions of the network, in place, by static ones.
 
-    Without batches those become static whose kernel is the same for every input (heads that are
-    zero or constant, experts that are equal): the network computes what it did. With batches the
-    kernel is fixed at its mean over their samples, which for mixtures of experts is the kernel of
-    the mean attention; over a single picture the network computes for it what it did.
+    Without batches, layers whose kernel is the same for every input are replaced (heads that are
+    zero, experts that are equal), and the network computes the same. With batches, kernels are
+    fixed at their mean over the samples, for mixtures of experts the kernel of the mean attention;
+    for a batch of one image the network computes the same for that image.
     (``layer.to_static(kernel, bias)`` fixes one layer at a kernel of your own.)
 
     Args:
         network: any module.
         batches: inputs of the network, a tensor or a tuple of arguments each.
         where: ``"all"``, names of modules, or a predicate, as in :func:`to_dynamic`.
-        max_change: with batches, layers whose kernel changes more (``Conversion.change``) are left.
+        max_change: with batches, layers whose kernel varies more (``Conversion.change``) are kept.
 
     Returns:
-        What was changed, and by how much the kernels had changed.
+        The names of converted and kept layers, and how much their kernels varied.
 
     Raises:
-        ValueError: when the network holds no dynamic convolution inside of it, or a name in where
-            is not the network's.
+        ValueError: the network holds no dynamic convolution inside of it, or a name in where is
+            not one of the network's.
     """
     before = count_parameters(network)
     layers = {
@@ -52,21 +52,21 @@ def to_static(
     }
     if not layers or "" in layers:
         raise ValueError(f"network={type(network).__name__} must hold dynamic layers inside of it")
-    kept = {} if where == "all" else not_asked_for(network, where, layers, "all")
+    kept = {} if where == "all" else not_selected(network, where, layers, "all")
     for name, layer in layers.items():
         if name not in kept and (why := layer.why_not_static()) is not None:
             kept[name] = why
-    wanted = {name: layer for name, layer in layers.items() if name not in kept}
+    candidates = {name: layer for name, layer in layers.items() if name not in kept}
     if batches is None:
-        seen = {id(layer): _probe(layer) for layer in wanted.values()}
+        observed = {id(layer): _probe(layer) for layer in candidates.values()}
         limit, reason = 1e-12, "its kernel or its bias depends on the input"
     else:
-        seen = _watch(network, wanted.values(), batches)
-        limit, reason = max_change, f"its kernel changes by more than {max_change}"
+        observed = _observe(network, candidates.values(), batches)
+        limit, reason = max_change, f"its kernel varies by more than {max_change}"
     built: dict[int, nn.Module] = {}
     change = {}
-    for name, layer in wanted.items():
-        kernels = seen[id(layer)]
+    for name, layer in candidates.items():
+        kernels = observed[id(layer)]
         why = kernels.unknown
         if why is None:
             change[name] = kernels.change
@@ -75,23 +75,23 @@ def to_static(
             kept[name] = why
         elif id(layer) not in built:
             built[id(layer)] = layer.to_static(*kernels.mean)
-    converted = tuple(name for name in wanted if name not in kept)
+    converted = tuple(name for name in candidates if name not in kept)
     for name in converted:
         network.set_submodule(name, built[id(layers[name])])
     return Conversion(converted, kept, (before, count_parameters(network)), "static", change)
 
 
 class _Kernels:
-    """The kernels that a layer made, and their mean; ``unknown`` says why there is none."""
+    """Mean and variation of a layer's kernels; ``unknown`` is the reason why there are none."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.sums: list[Any] = [0, 0]
-        self.squares = [0.0, 0.0]
+        self.sums: list[Any] = [0, 0]  # of kernels (O, C / groups, *k) and biases (O,)
+        self.squares = [0.0, 0.0]  # sums of all their squared elements
         self.unknown: str | None = "the batches do not reach it"
 
     def add(self, layer: ConvSlot, x: Tensor) -> None:
-        """Take up the kernel of each sample; one by one, for all together they may be large."""
+        """Add the kernel of each sample, one by one: together they may be large."""
         for i in range(len(x)):
             for n, part in enumerate(layer.kernel_and_bias(x[i : i + 1])):
                 if part is not None:
@@ -106,14 +106,14 @@ class _Kernels:
 
     @property
     def change(self) -> float:
-        """Of the kernel or of the bias, whichever changes more."""
+        """mean |K_i - M|^2 / mean |K_i|^2 of the kernel or of the bias, whichever is larger."""
         fixed = [0.0 if m is None else m.square().sum().item() * self.count for m in self.mean]
-        pairs = zip(fixed, self.squares, strict=True)
+        pairs = zip(fixed, self.squares, strict=True)  # sum |M|^2 and sum |K_i|^2
         return max([0.0, *(1 - part / whole for part, whole in pairs if whole)])
 
 
 def _probe(layer: ConvSlot) -> _Kernels:
-    """The layer's kernels for maps of all sizes of mean, in double precision."""
+    """The layer's kernels for random means of all magnitudes, in double precision."""
     layer = copy.deepcopy(layer).double().eval()
     random = torch.Generator().manual_seed(0)
     vectors = torch.randn(16, layer.in_channels, generator=random, dtype=torch.float64)
@@ -126,25 +126,25 @@ def _probe(layer: ConvSlot) -> _Kernels:
     return kernels
 
 
-def _watch(
+def _observe(
     network: nn.Module, layers: Iterable[ConvSlot], batches: Iterable[Any]
 ) -> dict[int, _Kernels]:
-    """The kernels of the layers while the network, in eval mode, is given the batches."""
-    seen = {id(layer): _Kernels() for layer in layers}
+    """The kernels of the layers while the network runs on the batches in eval mode."""
+    observed = {id(layer): _Kernels() for layer in layers}
 
-    def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, ConvSlot)
         if len(args) != 1 or kwargs:
-            seen[id(layer)].unknown = GUIDED
-        elif seen[id(layer)].unknown != GUIDED:
-            seen[id(layer)].add(layer, args[0])
+            observed[id(layer)].unknown = GUIDED
+        elif observed[id(layer)].unknown != GUIDED:
+            observed[id(layer)].add(layer, args[0])
 
     modules = list(network.modules())
     modes = [module.training for module in modules]
     hooks = [
-        module.register_forward_pre_hook(watch, with_kwargs=True)
+        module.register_forward_pre_hook(observe, with_kwargs=True)
         for module in modules
-        if id(module) in seen
+        if id(module) in observed
     ]
     network.eval()
     try:
@@ -155,4 +155,4 @@ def _watch(
             hook.remove()
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-    return seen
+    return observed

@@ -1,6 +1,6 @@
 """3x3 convolutions with a quarter of the multiplications (Winograd), and their gradients.
 
-What they compute is that of ``nn.Conv2d``; how, is told in ``condseg/native/winograd.cpp``.
+The output is that of ``nn.Conv2d``; the algorithm is in ``condseg/native/winograd.cpp``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from condseg import native
 from condseg.layers.implementation import Implementation
 
 TILE, PAIRS = 4, 36
-LEAST_CHANNELS, LEAST_TILES, LEAST_TILES_OTHERWISE = 32, 24, 512
-"""Below I O / (I + O) channels, or so many tiles of 4x4 pixels, the plain sum is as fast; the last
-is for maps that are not in channels_last."""
+MIN_CHANNELS, MIN_TILES, MIN_TILES_CONTIGUOUS = 32, 24, 512
+"""Minimal I O / (I + O) channels, tiles of 4x4 pixels, and tiles if not in channels_last: below
+them a plain convolution is as fast."""
 
 MATRIX_UNIT = bool(torch.cpu.get_capabilities().get("amx_tile", False))
-"""Whether the processor multiplies matrices of half precision at many times its usual rate."""
+"""Whether the processor has a unit for products of half-precision matrices."""
 
 
 def conv3x3(
@@ -39,31 +39,32 @@ def conv3x3_maps(
     weight: Float[Tensor, "o c 3 3"],
     bias: Float[Tensor, " o"] | None = None,
 ) -> list[Float[Tensor, "b o _h _w"]]:
-    """Convolution with one pixel of zeros around each map, by the way that takes less time.
+    """3x3 convolution with padding 1 of each map, by Winograd's algorithm where it is faster.
 
-    On the CPU, in float32 and with many channels that is Winograd's, whose rounding is some six
-    times that of the plain sum (1e-6 of the result, relative L2). Forward, the results are laid
-    out in channels_last; unless the maps are so, too, they must be large, or what is won is lost
-    again on the way. Where gradients are wanted, only they are computed so, and differ from those
-    of the plain sum by 4e-6 in FCOS's head: a forward pass that rounds more puts more units on the
-    other side of a ReLU's kink, and moved them by 2.6e-3. Under autocast, without gradients,
-    Winograd's way in float32 is faster than the plain sum in half precision, unless the processor
-    has a unit for products of matrices. GPUs' libraries choose by themselves.
+    It is faster on CPU, in float32, with many channels. Its rounding error is about six times that
+    of a plain convolution (1e-6 of the output, relative L2). Outputs are in channels_last; inputs
+    of another memory format must be large, or the conversion costs what Winograd saves.
+
+    With gradients, only the backward pass uses it, which moves the gradients of FCOS's head by
+    4e-6. (The larger rounding error of its forward pass would put more units on the other side of
+    a ReLU's kink and move them by 2.6e-3.) Under autocast without gradients it is used in float32,
+    faster than a plain convolution in half precision, unless the processor has a matrix unit.
+    On GPUs, cuDNN selects the algorithm.
 
     Args:
-        maps: one, or several as of a pyramid: what is made of the kernels is made once for all.
-        weight, bias: as ``nn.Conv2d`` has them.
+        maps: one, or several (a pyramid's levels), for which the kernels are transformed once.
+        weight, bias: as in ``nn.Conv2d``.
 
     Source:
         Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016),
         section 4; here with other points.
     """
-    if _pays(maps, weight):
-        pixelwise = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
-        if not torch.is_grad_enabled() and (pixelwise or _tiles(maps) >= LEAST_TILES_OTHERWISE):
+    if _is_faster(maps, weight):
+        channels_last = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+        if not torch.is_grad_enabled() and (channels_last or _tiles(maps) >= MIN_TILES_CONTIGUOUS):
             single = [x.float() for x in maps]
-            made: list[Tensor] = torch.ops.condseg.conv3x3(single, weight, bias, False)
-            return made
+            results: list[Tensor] = torch.ops.condseg.conv3x3(single, weight, bias, False)
+            return results
         trained = any(t.requires_grad for t in (weight, *maps))
         if trained and not torch.compiler.is_compiling():
             apply: Callable[..., tuple[Tensor, ...]] = _WinogradBackward.apply
@@ -128,10 +129,7 @@ def _conv3x3_of(conv: nn.Conv2d) -> Conv3x3:
 
 
 def quicken_(network: nn.Module) -> int:
-    """Have every plain 3x3 convolution inside be a :class:`Conv3x3`; give their number.
-
-    The modules stay the same objects, with their parameters, hooks and names.
-    """
+    """Leftover, see use_conv3x3_."""
     plain = [m for m in network.modules() if type(m) is nn.Conv2d and _is_3x3(m)]
     for conv in plain:
         conv.__class__ = Conv3x3
@@ -144,24 +142,23 @@ def _is_3x3(conv: nn.Conv2d) -> bool:
     return same and shape == ((3, 3), (1, 1), (1, 1), 1)
 
 
-def _pays(maps: Sequence[Tensor], weight: Tensor) -> bool:
+def _is_faster(maps: Sequence[Tensor], weight: Tensor) -> bool:
     dtypes = {torch.float32}
     if torch.is_autocast_enabled("cpu"):
         if torch.is_grad_enabled() or MATRIX_UNIT:
             return False
         dtypes.add(torch.get_autocast_dtype("cpu"))
-    alike = all(x.device == weight.device and x.dtype in dtypes for x in maps)
-    if not alike or not native.takes(weight):
+    if any(x.device != weight.device or x.dtype not in dtypes for x in maps):
         return False
     out_channels, channels = weight.shape[:2]
-    # Products over the channels save time, the way to the 36 pairs and back takes some.
-    wide = channels * out_channels >= LEAST_CHANNELS * (channels + out_channels)
-    return wide and _tiles(maps) >= LEAST_TILES
+    # Products over the channels save time, the transforms to the 36 pairs and back cost time.
+    wide = channels * out_channels >= MIN_CHANNELS * (channels + out_channels)
+    return wide and _tiles(maps) >= MIN_TILES and native.supports(weight)
 
 
 def _plain(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> list[Tensor]:
     if len(maps) > 1 and maps[0].is_contiguous(memory_format=torch.channels_last):
-        weight = weight.contiguous(memory_format=torch.channels_last)  # or each would do so
+        weight = weight.contiguous(memory_format=torch.channels_last)  # once for all maps
     return [F.conv2d(x, weight, bias, padding=1) for x in maps]
 
 
@@ -170,7 +167,7 @@ def _tiles(maps: Sequence[Tensor | torch.Size]) -> int:
     return sum(n * -(-h // TILE) * -(-w // TILE) for n, _, h, w in shapes)
 
 
-def _like_results(
+def _empty_results(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, adjoint: bool
 ) -> list[Tensor]:
     channels = weight.shape[1] if adjoint else weight.shape[0]
@@ -183,14 +180,14 @@ def _products(maps: Sequence[torch.Size], weight: torch.Size, *_: Any) -> int:
 
 @native.operator(
     "conv3x3(Tensor[] maps, Tensor weight, Tensor? bias, bool adjoint) -> Tensor[]",
-    _like_results,
+    _empty_results,
     _products,
 )
 def _conv3x3(
     maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, adjoint: bool
 ) -> list[Tensor]:
-    """The convolution, or its adjoint, which makes the gradients of maps of those of results."""
-    results = _like_results(maps, weight, bias, adjoint)
+    """The convolution, or its adjoint, which computes gradients of maps from those of results."""
+    results = _empty_results(maps, weight, bias, adjoint)
     if weight.stride(2) != 3 * weight.stride(3):
         weight = weight.contiguous()
     out_channels, channels = weight.shape[:2]
@@ -198,12 +195,12 @@ def _conv3x3(
     if adjoint:
         out_channels, channels = channels, out_channels
         by_out_channel, by_channel, by_tap = by_channel, by_out_channel, -by_tap
-    xs = _pixelwise(maps)
+    xs = _channels_last(maps)
     native.call(
         "conv3x3",
-        _table(xs, _pixelwise(results)),
+        _addresses(xs, _channels_last(results)),
         len(xs),
-        weight.as_strided((1,), (1,)),  # where it begins
+        weight.as_strided((1,), (1,)),  # its address
         None if bias is None else bias.contiguous(),
         native.scratch("conv3x3", channels, out_channels),
         *(channels, out_channels, by_out_channel, by_channel, by_tap),
@@ -219,10 +216,10 @@ def _conv3x3(
 def _conv3x3_weight(maps: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     channels, out_channels = maps[0].shape[1], grads[0].shape[1]
     grad_weight = maps[0].new_empty(out_channels, channels, 3, 3)
-    xs, ys = _pixelwise(maps), _pixelwise(grads)
+    xs, ys = _channels_last(maps), _channels_last(grads)
     native.call(
         "conv3x3_weight",
-        _table(xs, ys),
+        _addresses(xs, ys),
         len(xs),
         grad_weight,
         native.scratch("conv3x3_weight", channels, out_channels),
@@ -231,12 +228,13 @@ def _conv3x3_weight(maps: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     return grad_weight
 
 
-def _pixelwise(maps: Sequence[Tensor]) -> list[Tensor]:
+def _channels_last(maps: Sequence[Tensor]) -> list[Tensor]:
+    """(B, C, H, W) -> contiguous (B, H, W, C); no copy of a map in channels_last."""
     return [x.permute(0, 2, 3, 1).contiguous() for x in maps]
 
 
-def _table(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[int]:
-    """``Maps`` of ``winograd.cpp``: where the tensors (B, H, W, C) lie, which stay the caller's."""
+def _addresses(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> list[int]:
+    """``Maps`` of ``winograd.cpp``: addresses of tensors (B, H, W, C), which the caller keeps."""
     rows = [(x.data_ptr(), y.data_ptr(), *x.shape[:3]) for x, y in zip(xs, ys, strict=True)]
     return [number for row in rows for number in row]
 
@@ -256,10 +254,10 @@ class _WinogradBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, *maps = ctx.saved_tensors
         for_weight, for_bias, *for_maps = ctx.needs_input_grad
-        loops, pixelwise = torch.ops.condseg, torch.channels_last
-        given = [grad.contiguous(memory_format=pixelwise) for grad in grads]
+        loops = torch.ops.condseg
+        ys = [grad.contiguous(memory_format=torch.channels_last) for grad in grads]
         return (
-            loops.conv3x3_weight(maps, given) if for_weight else None,
-            torch.stack([grad.sum((0, 2, 3)) for grad in given]).sum(0) if for_bias else None,
-            *(loops.conv3x3(given, weight, None, True) if any(for_maps) else [None] * len(maps)),
+            loops.conv3x3_weight(maps, ys) if for_weight else None,
+            torch.stack([y.sum((0, 2, 3)) for y in ys]).sum(0) if for_bias else None,
+            *(loops.conv3x3(ys, weight, None, True) if any(for_maps) else [None] * len(maps)),
         )

@@ -5,7 +5,7 @@ beside this file, in a few seconds, and keeps it in ``$XDG_CACHE_HOME/condseg`` 
 ``~/.cache/condseg``). Each loop is an operator of PyTorch, ``torch.ops.condseg.*``, for contiguous
 float32 on the CPU, without gradients of its own; its FLOPs are known to PyTorch's counter. Whoever
 calls one has the same in plain PyTorch, for gradients, other tensors, and machines without a
-compiler: see :func:`takes`.
+compiler: see :func:`supports`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def available() -> bool:
     return _library() is not None
 
 
-def takes(tensor: Tensor) -> bool:
+def supports(tensor: Tensor) -> bool:
     """Whether the loops run here, and on such a tensor: in float32 on the CPU."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and available()
 

@@ -56,7 +56,7 @@ class _InstanceMaps(torch.autograd.Function):
         shared: Tensor, counts: Sequence[int], size: Size, factor: int, *layers: Tensor
     ) -> Tensor:
         height, width = size
-        if native.takes(shared):
+        if native.supports(shared):
             fused: Tensor = torch.ops.condseg.mask_head(shared, counts, size, factor, layers)
             return fused
         maps = shared.new_empty(len(layers[0]), factor * height, factor * width)

@@ -59,7 +59,7 @@ def test_paper_rule_and_static_start(name: str) -> None:
     assert {reason: reasons.count(reason) for reason in set(reasons)} == kept
     assert sum(isinstance(m, ODConv2d) for m in network.modules()) == number
     assert not any(m.training for m in network.modules())
-    assert "made dynamic" in str(conversion)
+    assert "are dynamic now" in str(conversion)
     assert conversion.parameters[1] == sum(p.numel() for p in network.parameters())
     before, after = ([y] if torch.is_tensor(y) else y for y in (before, after))
     for a, b in zip(after, before, strict=True):

@@ -121,5 +121,5 @@ def test_in_a_network_it_computes_what_was_there() -> None:
 def test_no_kernel_stands_for_it() -> None:
     network = nn.Sequential(build(), nn.ReLU())
     for batches in (None, [picture()]):
-        assert to_static(network, batches).kept == {"0": "its taps move from place to place"}
+        assert to_static(network, batches).kept == {"0": "its taps depend on the position"}
     assert isinstance(network[0], DeformConv2d)

@@ -77,7 +77,7 @@ def test_there_and_back(layer: str, name: str) -> None:
     assert set(back.converted) == set(there.converted)
     assert back.kept == {}
     assert back.parameters == there.parameters[::-1]
-    assert f"{len(there)} convolutions made static, 0 kept" in str(back)
+    assert f"{len(there)} convolutions are static now, 0 kept" in str(back)
     same = {"Conv2dSame", "Conv2d"}  # timm's, where its stride is 1, comes back as nn.Conv2d
     for name, module in net.named_modules():
         assert type(module) is types[name] or {type(module).__name__, types[name].__name__} == same
@@ -188,14 +188,14 @@ def test_what_changes_much_is_left() -> None:
     report = to_static(net, [pictures()], max_change=limit)
     assert report.change == changes
     assert set(report.converted) == {name for name, c in changes.items() if c <= limit}
-    assert list(report.kept.values()) == [f"its kernel changes by more than {limit}"]
+    assert list(report.kept.values()) == [f"its kernel varies by more than {limit}"]
 
 
 def test_some_of_the_layers_by_name_and_by_predicate() -> None:
     net = network()
     report = to_static(net, [pictures()], "3")
     assert report.converted == ("3",)
-    assert report.kept == {"0": "not asked for", "5": "not asked for"}
+    assert report.kept == {"0": "not selected", "5": "not selected"}
     report = to_static(net, [pictures()], lambda name, layer: layer.depthwise)
     assert report.converted == ("5",)
     with pytest.raises(ValueError, match=r"where='7' must be 'all' or a module"):

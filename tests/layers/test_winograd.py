@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few the channels and tiles are."""
-    monkeypatch.setattr(winograd, "LEAST_CHANNELS", 0)
-    monkeypatch.setattr(winograd, "LEAST_TILES", 0)
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 0)
+    monkeypatch.setattr(winograd, "MIN_TILES", 0)
 
 
 def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -141,14 +141,14 @@ def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
         plain = F.conv2d(x, weight, padding=1)
         assert torch.equal(conv3x3(x, weight), plain)
         with monkeypatch.context() as patch:
-            patch.setattr(winograd, "LEAST_TILES_OTHERWISE", 16)  # of a map of 16x16
+            patch.setattr(winograd, "MIN_TILES_CONTIGUOUS", 16)  # of a map of 16x16
             y = conv3x3(x, weight)
     assert not torch.equal(y, plain)
     assert worst((y,), (plain.double(),)) <= 1e-5
     with torch.autocast("cpu", torch.bfloat16):
         assert not taken()
     assert "Winograd" not in str(conv3x3(x.double(), weight.double()).grad_fn)
-    for name in ("LEAST_CHANNELS", "LEAST_TILES"):
+    for name in ("MIN_CHANNELS", "MIN_TILES"):
         with monkeypatch.context() as patch:
             patch.setattr(winograd, name, 17)
             assert not taken()
