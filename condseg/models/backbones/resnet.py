@@ -1,4 +1,4 @@
-"""ResNet's feature pyramid out of torchvision's blocks, of any width."""
+"""ResNets of any width, built from torchvision's blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]
 class ResNet(nn.Module):
     """The convolutional part of a ResNet, with torchvision's names of the tensors.
 
-    torchvision's own class has the width of the stem and of the stages fixed.
+    In torchvision's class the widths of the stem and the stages are fixed.
 
     Args:
         name: one of ``BLOCKS``.
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
             elif stride_in_1x1 and isinstance(module, Bottleneck):
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, (1, 1)
 
-    def forward(self, x: Any) -> list[Any]:  # tensors, or what stands for them in a trace
+    def forward(self, x: Any) -> list[Any]:  # tensors, or torch.fx proxies
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -89,5 +89,5 @@ def _block(
     stride: int = 1,
     shortcut: nn.Module | None = None,
 ) -> nn.Module:
-    made: nn.Module = block(channels, planes, stride, shortcut)
-    return made
+    built: nn.Module = block(channels, planes, stride, shortcut)
+    return built
