@@ -1,58 +1,45 @@
-"""The fast forms compute what the plain published ones do, and one knob chooses for all."""
+"""The fast forms compute what the plain published ones do, and one function replaces them all."""
 
 from functools import partial
 
 import pytest
 import torch
+from studies.published import PUBLISHED, published_form, published_postprocess
+from support.networks import tiny_backbone, tiny_condinst
 from torch import nn
 
 from condseg.layers import DynamicDilatedPyramid2d, ODConv2d
-from condseg.models import Backbone, CondInst, Criterion, PostProcess
+from condseg.models import CondInst, Criterion, FCOSLoss, MaskLoss, PostProcess
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import Batch, ImageInfo, MaskQueries, Targets
 
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[CondInst, CondInst]:
-    """The same network twice; dynamic wherever it can be."""
-    built = []
-    for implementation in ("fast", "reference"):
-        torch.manual_seed(0)
-        backbone = Backbone(
-            "resnet18", None, partial(ODConv2d, num_experts=2), width=8, stem_width=8
-        )
-        network = CondInst(
-            backbone,
-            3,
-            64,
-            1,
-            8,
-            1,
-            mask_filter=DynamicDilatedPyramid2d,
-            implementation=implementation,
-        )
-        nn.init.constant_(network.head.class_logits.bias, -1.0)
-        nn.init.constant_(network.head.box_ltrb.bias, 1.5)
-        nn.init.normal_(network.head.controller.weight, std=0.2)
-        built.append(network.double())
-    return built[0], built[1]
+    """A network that is dynamic wherever it can be, and its published form."""
+    torch.manual_seed(0)
+    backbone = tiny_backbone(conv=partial(ODConv2d, num_experts=2))
+    network = tiny_condinst(backbone, mask_filter=DynamicDilatedPyramid2d).double()
+    nn.init.normal_(network.head.controller.weight, std=0.2)
+    return network, published_form(network)
 
 
-def test_the_knob_reaches_all(networks: tuple[CondInst, CondInst]) -> None:
-    for network, implementation in zip(networks, ("fast", "reference"), strict=True):
-        found = [m.implementation for m in network.modules() if hasattr(m, "implementation")]
-        assert len(found) > 15
-        assert set(found) == {implementation}
+def test_every_part_is_replaced(networks: tuple[CondInst, CondInst]) -> None:
+    for network, other in zip(networks[0].modules(), networks[1].modules(), strict=True):
+        assert type(other) is PUBLISHED.get(type(network), type(network))
 
 
 def test_detections(networks: tuple[CondInst, CondInst]) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     infos = [ImageInfo(i, "", (100, 150), size) for i, size in enumerate([(64, 96), (60, 90)])]
     results = []
-    for network in networks:
+    postprocess = PostProcess(max_detections=7)
+    for network, process in zip(
+        networks, (postprocess, published_postprocess(postprocess)), strict=True
+    ):
         with torch.no_grad():
             dense = network.eval()(images, [info.size for info in infos])
-            results.append(PostProcess(max_detections=7)(network, dense, infos))
+            results.append(process(dense, infos, network.mask_logits))
     for ours, theirs in zip(*results, strict=True):
         assert len(ours) >= 7
         torch.testing.assert_close(ours.boxes, theirs.boxes)
@@ -74,7 +61,7 @@ def test_losses_and_gradients(networks: tuple[CondInst, CondInst]) -> None:
     for network in networks:
         network.train().zero_grad()
         dense = network(images, batch.sizes)
-        losses = Criterion()(network, dense, batch)
+        losses = Criterion(FCOSLoss(), MaskLoss())(dense, batch, network.mask_logits)
         torch.stack(list(losses.values())).sum().backward()
         results.append((losses, {n: p.grad for n, p in network.named_parameters()}))
     (losses, gradients), (expected, expected_gradients) = results
@@ -95,7 +82,6 @@ def test_half_precision_has_no_infinities() -> None:
         torch.rand(count, 2) * 4000,
         torch.full((count,), 64.0),
         torch.zeros(count, dtype=torch.int64),
-        torch.full((count,), -1),
     )
     with torch.autocast("cpu", torch.float16), torch.no_grad():
         assert head(torch.randn(1, 8, 3, 4).half() * 100, queries).isfinite().all()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from support.networks import tiny_condinst
 from torch import Tensor, nn
 
-from condseg.models import Backbone, CondInst
-from condseg.models.pyramids.bifpn import BiFPN
+from condseg.models import BiFPN
 
 # Node -> level it lies on, nodes it reads; 0..4 are the inputs at levels 3..7.
 GRAPH = {
@@ -97,17 +99,13 @@ def test_every_part_trains_even_on_maps_of_one_pixel(low_precision: bool) -> Non
 
 
 def test_network_with_a_bifpn() -> None:
-    backbone = Backbone("resnet18", weights=None, width=8, stem_width=8)
-    network = CondInst(
-        backbone, 3, channels=64, tower_convs=1, mask_branch_channels=8, mask_branch_convs=1,
-        pyramid="bifpn", pyramid_repeats=3,
-    ).eval()  # fmt: skip
-    assert len(network.fpn.blocks) == 3
+    network = tiny_condinst(pyramid=partial(BiFPN, num_repeats=3)).eval()
+    assert len(network.pyramid.blocks) == 3
     dense = network(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), [(64, 96)])
-    assert dense.level_sizes == ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
+    assert dense.head.level_sizes == ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
     assert dense.mask_features.shape == (1, 8, 8, 12)
 
 
 def test_without_a_repeat() -> None:
-    with pytest.raises(ValueError, match="num_repeats=0: the BiFPN wants 1 or more"):
+    with pytest.raises(ValueError, match="num_repeats is 0; 1 or more is allowed"):
         BiFPN((8, 16, 32), 64, 0)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.networks import rectangles, tiny_condinst
 from torch import Tensor
 
-from condseg.models import CondInst, Criterion
+from condseg.models import CondInst, Criterion, MaskLoss, SemanticLoss
 from condseg.models.losses.assigner import Assigner
 from condseg.models.losses.boxinst import BoxInstLoss
-from condseg.models.losses.criterion import semantic_loss
 from condseg.ops import boxinst
+from condseg.ops.locations import pyramid_locations
 from condseg.structures import Batch, ImageInfo, Supervision, Targets
-from tests.models.test_condinst import rectangles, tiny
 
 SIZE = (64, 96)
 BOXES = ((4, 4, 40, 40), (30, 10, 90, 60), (50, 30, 66, 44))
@@ -42,9 +42,17 @@ def without_masks(target: Targets, *which: int) -> Targets:
 
 
 def losses(network: CondInst, data: Batch, supervision: Supervision) -> dict[str, Tensor]:
-    criterion = Criterion(supervision=supervision, pairwise_warmup_steps=4)
-    values: dict[str, Tensor] = criterion(network, network(data.images, data.sizes), data)
+    criterion = criterion_of(network, supervision, 4)
+    values: dict[str, Tensor] = criterion(
+        network(data.images, data.sizes), data, network.mask_logits
+    )
     return values
+
+
+def criterion_of(network: CondInst, supervision: Supervision, warmup_steps: int) -> Criterion:
+    semantic = SemanticLoss() if network.mask_branch.has_semantic_branch else None
+    mask_loss = MaskLoss(supervision=supervision, pairwise_warmup_steps=warmup_steps)
+    return Criterion(network.head.default_loss(), mask_loss, semantic)
 
 
 @settings(deadline=None, max_examples=25)
@@ -87,7 +95,7 @@ def test_boxes_at_a_stride_are_the_boxes_sampled() -> None:
 def test_losses_are_finite_whatever_is_in_the_pictures(
     supervision: Supervision, counts: tuple[int, int], semantic: bool
 ) -> None:
-    network = tiny(semantic_loss=semantic).train()
+    network = tiny_condinst(semantic_loss=semantic).train()
     found = losses(network, batch(*counts, masks=False), supervision)
     expected = {"loss_cls", "loss_box", "loss_centerness", "loss_projection", "loss_pairwise"}
     expected |= {"loss_mask"} if supervision == "mixed" else set()
@@ -100,7 +108,7 @@ def test_losses_are_finite_whatever_is_in_the_pictures(
 
 
 def test_mixed_is_full_with_all_masks_and_boxinst_with_none() -> None:
-    network = tiny(semantic_loss=True).train()
+    network = tiny_condinst(semantic_loss=True).train()
     for masks, alone in ((True, "masks"), (False, "boxes")):
         data = batch(1, 3, masks=masks)
         one, both = losses(network, data, alone), losses(network, data, "mixed")  # type: ignore[arg-type]
@@ -111,12 +119,12 @@ def test_mixed_is_full_with_all_masks_and_boxinst_with_none() -> None:
 
 def test_each_object_has_its_own_loss() -> None:
     """Of a picture with and a picture without masks, each gives what it gives alone."""
-    network = tiny().eval()  # norms that do not mix the pictures
-    criterion = Criterion(supervision="mixed", pairwise_warmup_steps=0).eval()
+    network = tiny_condinst().eval()  # norms that do not mix the pictures
+    criterion = criterion_of(network, "mixed", 0).eval()
 
     def found(data: Batch) -> tuple[dict[str, Tensor], int]:
         dense = network(data.images, data.sizes)
-        return criterion(network, dense, data), positive_locations(network, data)
+        return criterion(dense, data, network.mask_logits), positive_locations(network, data)
 
     masked, boxed = batch(2), batch(3, masks=False)
     both = Batch(
@@ -136,8 +144,7 @@ def test_each_object_has_its_own_loss() -> None:
 
 def positive_locations(network: CondInst, data: Batch) -> int:
     dense = network(data.images, data.sizes)
-    assign = Assigner(network.strides, network.sizes_of_interest)
-    assignment = assign(dense.level_sizes, data.targets, network.num_classes)
+    assignment = Assigner()(dense.locations, data.targets, 3)
     return int((assignment.instance >= 0).sum())
 
 
@@ -146,10 +153,10 @@ def test_the_centre_of_an_object_without_a_mask_is_its_boxs() -> None:
     corner[0, 10:16, 30:36] = True
     masked = Targets(torch.tensor([[30.0, 10.0, 90.0, 60.0]]), torch.tensor([0]), corner)
     sizes = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
-    strides, interest = (8, 16, 32, 64, 128), (64, 128, 256, 512)
+    locations = pyramid_locations(sizes, (8, 16, 32, 64, 128))
 
     def positives(target: Targets, from_masks: bool) -> list[int]:
-        assignment = Assigner(strides, interest, 1.5, from_masks)(sizes, [target], 3)
+        assignment = Assigner(1.5, from_masks)(locations, [target], 3)
         found: list[int] = (assignment.instance[0] >= 0).nonzero().squeeze(1).tolist()
         return found
 
@@ -198,7 +205,7 @@ def test_semantic_loss_does_not_judge_boxes_without_masks() -> None:
     known = boxinst.box_masks(both.boxes[1:], SIZE, 8)[0]
     known &= ~both.masks[0, 4::8, 4::8]
     logits = torch.randn(1, 3, 8, 12, requires_grad=True)
-    semantic_loss(logits, [one_known], 8).backward()
+    SemanticLoss()(logits, [one_known], 8).backward()
     assert logits.grad is not None
     assert (logits.grad[0, :, known] == 0).all()
     assert (logits.grad[0, :, ~known] != 0).all()
@@ -206,15 +213,15 @@ def test_semantic_loss_does_not_judge_boxes_without_masks() -> None:
 
 @pytest.mark.parametrize("supervision", ["boxes", "mixed"])
 def test_losses_fall(supervision: Supervision) -> None:
-    network = tiny().train()
+    network = tiny_condinst().train()
     data = batch(2, 3, masks=False)
     if supervision == "mixed":
         data = replace(data, targets=(batch(2).targets[0], data.targets[1]))
-    criterion = Criterion(supervision=supervision, pairwise_warmup_steps=0)
+    criterion = criterion_of(network, supervision, 0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     totals = []
     for _ in range(20):
-        found = criterion(network, network(data.images, data.sizes), data)
+        found = criterion(network(data.images, data.sizes), data, network.mask_logits)
         total = torch.stack(list(found.values())).sum()
         totals.append({"total": total.item()} | {k: v.item() for k, v in found.items()})
         optimizer.zero_grad()

@@ -9,22 +9,23 @@ SCRIPT = """
 import functools
 import torch
 from condseg.layers import DynamicDilatedPyramid2d, ODConv2d
-from condseg.models import Backbone, CondInst
+from condseg.models import Backbone, FCOSHead, build_condinst
 
 torch.manual_seed(0)
 conv = functools.partial(ODConv2d, num_experts=2)
 backbone = Backbone("resnet18", weights=None, conv=conv, where=[5], width=16, stem_width=16)
-network = CondInst(
-    backbone, 5, channels=64, tower_convs=1, mask_filter=DynamicDilatedPyramid2d
+head = functools.partial(FCOSHead, tower_convs=1)
+network = build_condinst(
+    backbone, 5, channels=64, head=head, mask_filter=DynamicDilatedPyramid2d
 ).{mode}()
 images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
-picture, location = torch.tensor([0, 1, 1]), torch.tensor([0, 5, 60])
+image, location = torch.tensor([0, 1, 1]), torch.tensor([0, 5, 60])
 
 
 def whole(images):
     dense = network(images, [(64, 96), (60, 90)])
-    masks = network.mask_logits(dense, network.queries(dense, picture, location))
-    return dense.class_logits, dense.ltrb, dense.centerness_logits, masks
+    masks = network.mask_logits(dense, image, location)
+    return dense.head.class_logits, dense.head.ltrb, dense.head.centerness_logits, masks
 
 
 def run(function):

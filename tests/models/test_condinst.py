@@ -1,42 +1,30 @@
 """The detector's parts against slow versions, and on pictures with nothing in them."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.published import published_form
+from support.networks import RTMDET, noise, rectangles, tiny_condinst
 from torch import nn
 
 from condseg.layers import DynamicDilatedPyramid2d
-from condseg.models import Backbone, CondInst, Criterion, PostProcess
+from condseg.models import Criterion, FCOSLoss, MaskLoss, PostProcess, SemanticLoss
 from condseg.models.heads.fcos import FCOSHead
 from condseg.models.losses.assigner import Assigner
 from condseg.models.mask.branch import MaskBranch
 from condseg.models.mask.head import DynamicMaskHead
-from condseg.structures import Batch, DensePredictions, ImageInfo, MaskQueries, Targets
-
-
-def tiny(**options: object) -> CondInst:
-    torch.manual_seed(0)
-    backbone = Backbone("resnet18", weights=None, width=8, stem_width=8, freeze_stages=0)
-    network = CondInst(
-        backbone, 3, channels=64, tower_convs=1, mask_branch_channels=8, mask_branch_convs=1,
-        **options,
-    )  # fmt: skip
-    nn.init.constant_(network.head.class_logits.bias, -1.0)
-    nn.init.constant_(network.head.box_ltrb.bias, 1.5)
-    return network
-
-
-def rectangles(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (64, 96)) -> Targets:
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[y1:y2, x1:x2] = True
-    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return Targets(corners, torch.arange(len(boxes)) % 3, masks)
-
-
-def pictures(count: int, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
+from condseg.ops.locations import pyramid_locations
+from condseg.structures import (
+    Batch,
+    DensePredictions,
+    FCOSPredictions,
+    ImageInfo,
+    MaskQueries,
+    Targets,
+)
 
 
 @settings(deadline=None, max_examples=25)
@@ -63,10 +51,9 @@ def test_mask_head_is_a_small_network_of_each_instance(
         torch.rand(instances, 2) * 40,
         torch.full((instances,), 64.0),
         torch.randint(0, 2, (instances,)),
-        torch.full((instances,), -1),
     )
     fast = head(maps, queries)
-    reference = DynamicMaskHead(features, channels, layers, relative, implementation="reference")
+    reference = published_form(head)
     torch.testing.assert_close(fast, reference(maps, queries), rtol=1e-4, atol=1e-4)
 
     weights, biases = head.parse(queries.params)
@@ -95,7 +82,7 @@ def test_mask_head_refuses(options: dict[str, int]) -> None:
 
 
 def test_controller_at_chosen_locations_is_the_convolution() -> None:
-    head = FCOSHead(64, 3, 1, num_params=7, num_levels=3)
+    head = FCOSHead(64, 3, num_params=7, num_levels=3)
     maps = [torch.randn(2, 64, *s, requires_grad=True) for s in ((4, 5), (2, 3), (1, 1))]
     dense = torch.cat([head.controller(m).flatten(2) for m in maps], dim=2).transpose(1, 2)
     image = torch.tensor([1, 0, 1, 0, 0, 1, 1, 0])
@@ -113,8 +100,8 @@ def test_controller_at_chosen_locations_is_the_convolution() -> None:
 
 def test_head_wants_whole_groups() -> None:
     for channels in (32, 80):
-        with pytest.raises(ValueError, match=f"channels={channels}"):
-            FCOSHead(channels, 3, 1, num_params=7)
+        with pytest.raises(ValueError, match=f"channels is {channels}"):
+            FCOSHead(channels, 3, num_params=7)
 
 
 def slow_assignment(
@@ -137,8 +124,8 @@ def slow_assignment(
 def test_assignment_against_the_rule_read_aloud() -> None:
     targets = rectangles((3, 5, 40, 60), (10, 10, 30, 30), (50, 2, 95, 63), (70, 20, 90, 40))
     sizes = [(8, 12), (4, 6), (2, 3)]
-    assign = Assigner((8, 16, 32), (16, 32))
-    got = assign(sizes, [targets, rectangles()], num_classes=3)
+    locations = pyramid_locations(sizes, (8, 16, 32), sizes_of_interest=(16, 32, 64))
+    got = Assigner()(locations, [targets, rectangles()], num_classes=3)
     points = torch.cat(
         [
             torch.tensor([[j * s + s // 2, i * s + s // 2] for i in range(h) for j in range(w)])
@@ -160,15 +147,17 @@ def test_assignment_against_the_rule_read_aloud() -> None:
 
 @pytest.mark.parametrize("semantic", [False, True])
 @pytest.mark.parametrize("counts", [(0, 0), (2, 0), (1, 3)])
-def test_losses_are_finite_whatever_is_in_the_pictures(
+def test_losses_are_finite_whatever_is_in_the_noise(
     counts: tuple[int, int], semantic: bool
 ) -> None:
-    network = tiny(semantic_loss=semantic).train()
+    network = tiny_condinst(semantic_loss=semantic).train()
     boxes = [(4, 4, 40, 40), (20, 10, 90, 60), (50, 30, 60, 44)]
     targets = [rectangles(*boxes[:n]) for n in counts]
     infos = tuple(ImageInfo(i, "", (64, 96), (64, 96)) for i in range(2))
-    batch = Batch(pictures(2), tuple(targets), infos)
-    losses = Criterion()(network, network(batch.images, batch.sizes), batch)
+    batch = Batch(noise(2), tuple(targets), infos)
+    semantic_loss = SemanticLoss() if semantic else None
+    criterion = Criterion(FCOSLoss(), MaskLoss(), semantic_loss)
+    losses = criterion(network(batch.images, batch.sizes), batch, network.mask_logits)
     expected = {"loss_cls", "loss_box", "loss_centerness", "loss_mask"}
     assert set(losses) == expected | ({"loss_semantic"} if semantic else set())
     total = torch.stack(list(losses.values())).sum()
@@ -181,20 +170,20 @@ def test_losses_are_finite_whatever_is_in_the_pictures(
 
 
 def test_proposals_are_bounded() -> None:
-    network = tiny().eval()
+    network = tiny_condinst().eval()
     targets = [rectangles((4, 4, 60, 60), (30, 2, 94, 60)), rectangles((8, 8, 40, 40))]
-    dense = network(pictures(2), [(64, 96)] * 2)
-    assignment = Assigner(network.strides, network.sizes_of_interest)(dense.level_sizes, targets, 3)
+    dense = network(noise(2), [(64, 96)] * 2)
+    assignment = Assigner()(dense.locations, targets, 3)
     everything = (assignment.instance >= 0).sum().item()
     assert everything > 8
-    image, location = Criterion(max_proposals=5).choose(dense, assignment)
+    image, location = MaskLoss(max_proposals=5).choose(dense.head, assignment)
     assert len(set(zip(image.tolist(), location.tolist(), strict=True))) == 5
     assert (assignment.instance[image, location] >= 0).all()
-    assert len(Criterion(max_proposals=None).choose(dense, assignment)[0]) == everything
+    assert len(MaskLoss(max_proposals=None).choose(dense.head, assignment)[0]) == everything
 
-    image, location = Criterion(topk_proposals_per_image=4).choose(dense, assignment)
+    image, location = MaskLoss(topk_proposals_per_image=4).choose(dense.head, assignment)
     instance = assignment.instance[image, location]
-    scores = dense.class_logits.amax(2).sigmoid() * dense.centerness_logits.sigmoid()
+    scores = dense.head.class_logits.amax(2).sigmoid() * dense.head.centerness_logits.sigmoid()
     for i, objects in ((0, 2), (1, 1)):
         for j in range(objects):
             here = assignment.instance[i] == j
@@ -206,18 +195,18 @@ def test_proposals_are_bounded() -> None:
 
 @pytest.mark.parametrize("filtered", [False, True])
 def test_one_picture_alone_is_the_same_in_a_batch(filtered: bool) -> None:
-    network = tiny(mask_filter=DynamicDilatedPyramid2d if filtered else None).eval()
-    images = pictures(3)
+    network = tiny_condinst(mask_filter=DynamicDilatedPyramid2d if filtered else None).eval()
+    images = noise(3)
     images[1, :, 40:] = 0
     images[1, :, :, 70:] = 0
     sizes = [(64, 96), (40, 70), (64, 96)]
     infos = [ImageInfo(i, "", (2 * h, 2 * w), (h, w)) for i, (h, w) in enumerate(sizes)]
     postprocess = PostProcess(max_detections=7)
     with torch.no_grad():
-        together = postprocess(network, network(images, sizes), infos)
+        together = postprocess(network(images, sizes), infos, network.mask_logits)
         for i in range(3):
             alone = network(images[i : i + 1], sizes[i : i + 1])
-            [single] = postprocess(network, alone, infos[i : i + 1])
+            [single] = postprocess(alone, infos[i : i + 1], network.mask_logits)
             assert len(single) >= 7
             torch.testing.assert_close(single.boxes, together[i].boxes, rtol=1e-4, atol=1e-2)
             assert single.labels.tolist() == together[i].labels.tolist()
@@ -225,22 +214,19 @@ def test_one_picture_alone_is_the_same_in_a_batch(filtered: bool) -> None:
             assert (single.masks != together[i].masks).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("head", ["fcos", "rtmdet"])
-def test_what_is_predicted_is_not_rounded_by_autocast(head: str) -> None:
+@pytest.mark.parametrize("options", [{}, RTMDET], ids=["fcos", "rtmdet"])
+def test_what_is_predicted_is_not_rounded_by_autocast(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    network = CondInst(
-        Backbone("resnet18", weights=None, width=8, stem_width=8), 3, channels=64, tower_convs=1,
-        mask_branch_channels=8, mask_branch_convs=1, head=head,
-    ).eval()  # fmt: skip
+    network = tiny_condinst(**options).eval()
     nn.init.normal_(network.mask_branch.tower[-1].weight)
     info = ImageInfo(0, "", (100, 150), (64, 96))
     postprocess = PostProcess(score_threshold=0.0, max_detections=20)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
-            dense = network(pictures(1), [info.size])
-            [inside] = postprocess(network, dense, [info])
-        [outside] = postprocess(network, dense, [info])
-    for made in (dense.class_logits, dense.ltrb, dense.mask_features):
+            dense = network(noise(1), [info.size])
+            [inside] = postprocess(dense, [info], network.mask_logits)
+        [outside] = postprocess(dense, [info], network.mask_logits)
+    for made in (dense.head.class_logits, dense.head.ltrb, dense.mask_features):
         assert made.dtype == torch.float32
         assert not torch.equal(made, made.bfloat16().float())
     assert inside.masks.any()
@@ -249,24 +235,24 @@ def test_what_is_predicted_is_not_rounded_by_autocast(head: str) -> None:
 
 
 def test_nothing_found() -> None:
-    network = tiny().eval()
+    network = tiny_condinst().eval()
     info = ImageInfo(0, "", (50, 70), (64, 90))
     with torch.no_grad():
-        dense = network(pictures(1), [info.size])
-        [found] = PostProcess(score_threshold=0.999)(network, dense, [info])
+        dense = network(noise(1), [info.size])
+        [found] = PostProcess(score_threshold=0.999)(dense, [info], network.mask_logits)
     assert len(found) == 0
     assert found.masks.shape == (0, 50, 70)
 
 
 def test_picture_smaller_than_a_stride() -> None:
-    network = tiny().eval()
+    network = tiny_condinst().eval()
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     images[:, :, :3, :5] = 200
     info = ImageInfo(0, "", (3, 5), (3, 5))
     with torch.no_grad():
         dense = network(images, [info.size])
-        [found] = PostProcess(score_threshold=0.01)(network, dense, [info])
-    assert dense.level_sizes == ((4, 4), (2, 2), (1, 1), (1, 1), (1, 1))
+        [found] = PostProcess(score_threshold=0.01)(dense, [info], network.mask_logits)
+    assert dense.head.level_sizes == ((4, 4), (2, 2), (1, 1), (1, 1), (1, 1))
     assert found.masks.shape[1:] == (3, 5)
     assert (found.boxes[:, 2] <= 5).all()
 
@@ -274,14 +260,15 @@ def test_picture_smaller_than_a_stride() -> None:
 def test_equal_scores_at_the_end_all_stay() -> None:
     size = [(4, 4), (2, 2), (1, 1), (1, 1), (1, 1)]
     count = sum(h * w for h, w in size)
-    dense = DensePredictions(
+    head = FCOSPredictions(
         torch.zeros(1, count, 1),
         torch.full((1, count, 4), 0.1),
-        torch.zeros(1, count),
         [torch.zeros(1, 1, *s) for s in size],
-        torch.zeros(1, 1, 4, 4),
+        torch.zeros(1, count),
     )
-    found = PostProcess(max_detections=5).candidates(dense, 0, CondInst.strides)
+    locations = pyramid_locations(size, (8, 16, 32, 64, 128))
+    dense = DensePredictions(head, locations, torch.zeros(1, 1, 4, 4), (32, 32))
+    found = PostProcess(max_detections=5).candidates(dense, 0)
     assert len(found.scores) == count
 
 

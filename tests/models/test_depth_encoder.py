@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from support.networks import tiny_condinst
 from torch import Tensor, nn
 
 from condseg.layers import DynamicDilatedPyramid2d
-from condseg.models import Backbone, CondInst
-from condseg.models.mask.depth import DepthEncoder, normalised_depth
+from condseg.models import CondInst
+from condseg.models.mask.depth import DepthEncoder, normalized_depth
 
 SIZES = [(64, 96), (64, 96)]
 
@@ -20,35 +21,31 @@ def scene(seed: int = 0) -> Tensor:
 
 
 def network(**options: object) -> CondInst:
-    torch.manual_seed(0)
-    backbone = Backbone("resnet18", weights=None, width=8, stem_width=8, freeze_stages=0)
-    parts = {"channels": 64, "tower_convs": 1, "mask_branch_channels": 8, "mask_branch_convs": 1}
-    options = {"mask_filter": DynamicDilatedPyramid2d, "depth_channels": 4, **options}
-    return CondInst(backbone, 3, **parts, **options)
+    return tiny_condinst(**{"mask_filter": DynamicDilatedPyramid2d, "depth_channels": 4} | options)
 
 
-def test_normalised_depth_is_the_rule_read_aloud() -> None:
+def test_normalized_depth_is_the_rule_read_aloud() -> None:
     values = torch.tensor([[[1.0, 2.0, 4.0], [0.0, 8.0, 2.0]]])
     q = [1.0, 0.5, 0.25, 0.125, 0.5]
     spread = sum(abs(v - 0.5) for v in q) / 5
     expected = [0.5, 0.0, -0.25, 0.0, -0.375, 0.0]
-    found = normalised_depth(values)
+    found = normalized_depth(values)
     torch.testing.assert_close(found[0, 0].flatten(), torch.tensor(expected) / spread)
     assert found[0, 1].flatten().tolist() == [1, 1, 1, 0, 1, 1]
 
 
 def test_neither_unit_nor_padding_counts() -> None:
     depth = scene()
-    found = normalised_depth(depth)
-    torch.testing.assert_close(normalised_depth(depth / 1000), found)
+    found = normalized_depth(depth)
+    torch.testing.assert_close(normalized_depth(depth / 1000), found)
     padded = nn.functional.pad(depth, (0, 32, 0, 64))
-    torch.testing.assert_close(normalised_depth(padded)[..., :64, :96], found)
-    torch.testing.assert_close(normalised_depth(depth[:1]), found[:1])
+    torch.testing.assert_close(normalized_depth(padded)[..., :64, :96], found)
+    torch.testing.assert_close(normalized_depth(depth[:1]), found[:1])
 
 
 @pytest.mark.parametrize("value", [0.0, 700.0])
 def test_nothing_measured_and_flat_scenes_are_normal(value: float) -> None:
-    found = normalised_depth(torch.full((1, 32, 32), value))
+    found = normalized_depth(torch.full((1, 32, 32), value))
     assert (found[:, 0] == 0).all()
     assert (found[:, 1] == (value > 0)).all()
     assert DepthEncoder(3)(torch.full((2, 32, 64), value)).isfinite().all()
@@ -69,7 +66,7 @@ def test_depth_makes_the_kernels_and_the_encoder_learns() -> None:
     with torch.no_grad():
         first, other = (model(images, SIZES, scene(seed)) for seed in (0, 1))
     assert not torch.equal(first.mask_features, other.mask_features)
-    torch.testing.assert_close(first.class_logits, other.class_logits, rtol=0, atol=0)
+    torch.testing.assert_close(first.head.class_logits, other.head.class_logits, rtol=0, atol=0)
     sizes = {c.generate_kernel[0].in_channels for n, c in model.mask_branch.filter.named_children()
              if n.startswith("branch")}  # fmt: skip
     assert sizes == {4}

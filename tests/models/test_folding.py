@@ -6,11 +6,11 @@ import logging
 
 import pytest
 import torch
-from condseg.models.folding import fold_norms_, share
 from torch import Tensor, nn
 
 from condseg.layers import CondConv2d, ODConv2d
 from condseg.models import Backbone
+from condseg.models.optimize import copy_modules, fold_norms_
 
 
 def unlike(network: nn.Module) -> nn.Module:
@@ -92,10 +92,10 @@ def test_norms_that_train_stay() -> None:
     assert fold_norms_(network.eval()) == 1
 
 
-def test_share_keeps_the_tensors_and_not_the_modules() -> None:
+def test_copy_modules_keeps_the_tensors_and_not_the_modules() -> None:
     network = unlike(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
     before = copy.deepcopy(network.state_dict())
-    other = share(network)
+    other = copy_modules(network)
     assert other[0].weight is network[0].weight
     fold_norms_(other)
     assert isinstance(network[1], nn.BatchNorm2d)

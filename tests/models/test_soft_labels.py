@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou
 
-from condseg.models import Backbone, CondInst
-from condseg.models.losses.soft_labels import SoftLabels
-from condseg.ops.locations import location_levels, pyramid_locations
-from condseg.structures import DensePredictions, Targets
+from condseg.models import SoftLabelLoss
+from condseg.ops.locations import pyramid_locations
+from condseg.structures import HeadPredictions, Targets
 
 SIZES, STRIDES = [(8, 12), (4, 6), (2, 3)], (8, 16, 32)
 COUNT = sum(h * w for h, w in SIZES)
@@ -76,7 +75,8 @@ def slow_assignment(
 
 
 def places() -> tuple[torch.Tensor, torch.Tensor]:
-    return pyramid_locations(SIZES, STRIDES), torch.tensor(STRIDES)[location_levels(SIZES)].float()
+    locations = pyramid_locations(SIZES, STRIDES)
+    return locations.points, locations.stride
 
 
 @settings(deadline=None, max_examples=20)
@@ -91,7 +91,7 @@ def test_assignment_against_the_rule_read_aloud(seed: int, count: int, topk: int
     which = torch.randint(count, (COUNT,), generator=random)
     boxes = target.boxes[which] + 6 * torch.rand(COUNT, 4, generator=random)
     logits = 2 * torch.randn(COUNT, 3, generator=random)
-    instance, quality = SoftLabels(topk=topk).assign(points, stride, boxes, logits, target)
+    instance, quality = SoftLabelLoss(topk=topk).assign(points, stride, boxes, logits, target)
     expected, overlap = slow_assignment(points, stride, boxes, logits, target, topk)
     assert instance.tolist() == expected
     torch.testing.assert_close(quality, torch.tensor(overlap), rtol=1e-4, atol=1e-5)
@@ -105,7 +105,7 @@ def test_number_of_locations_follows_the_overlaps() -> None:
     exact = target.boxes.expand(COUNT, 4)
     quarter = torch.tensor([4.0, 4, 32, 32]).expand(COUNT, 4)
     found = [
-        SoftLabels(topk).assign(points, stride, boxes, logits, target)[0]
+        SoftLabelLoss(topk).assign(points, stride, boxes, logits, target)[0]
         for topk, boxes in ((13, exact), (5, exact), (13, quarter), (13, exact * 0))
     ]
     # 13 IoUs of a quarter make 3. Boxes without area: still one.
@@ -116,7 +116,7 @@ def test_the_nearer_of_equals_wins() -> None:
     points, stride = places()
     target = objects((0, 0, 96, 64))
     boxes = target.boxes.expand(COUNT, 4)
-    instance, _ = SoftLabels(topk=1).assign(points, stride, boxes, torch.zeros(COUNT, 3), target)
+    instance, _ = SoftLabelLoss(topk=1).assign(points, stride, boxes, torch.zeros(COUNT, 3), target)
     [chosen] = (instance == 0).nonzero().flatten().tolist()
     distance = (points - torch.tensor([48.0, 32.0])).norm(dim=1) / stride
     assert distance[chosen] == distance.min()
@@ -128,7 +128,7 @@ def test_objects_that_no_location_sees(
 ) -> None:
     points, stride = places()
     predicted = torch.cat((points - 4, points + 4), dim=1)
-    instance, quality = SoftLabels().assign(
+    instance, quality = SoftLabelLoss().assign(
         points, stride, predicted, torch.zeros(COUNT, 3), objects(*boxes)
     )
     assert (instance == -1).all()
@@ -140,43 +140,29 @@ def test_no_area_no_nan() -> None:
     points, stride = places()
     target = objects((4, 4, 60, 60), (12, 12, 12, 12))
     predicted = torch.cat((points, points), dim=1)
-    _, quality = SoftLabels().assign(points, stride, predicted, torch.zeros(COUNT, 3), target)
+    _, quality = SoftLabelLoss().assign(points, stride, predicted, torch.zeros(COUNT, 3), target)
     assert quality.isfinite().all()
 
 
 def test_losses_against_their_formulas() -> None:
     torch.manual_seed(0)
-    network = CondInst(
-        Backbone("resnet18", None, width=8, stem_width=8),
-        3,
-        channels=64,
-        tower_convs=1,
-        head="rtmdet",
-        num_levels=3,
-    )
     ltrb = torch.rand(2, COUNT, 4) * 3
-    dense = DensePredictions(
-        torch.randn(2, COUNT, 3),
-        ltrb,
-        None,
-        [torch.zeros(2, 1, *size) for size in SIZES],
-        torch.zeros(2, 1, 8, 12),
+    head = HeadPredictions(
+        torch.randn(2, COUNT, 3), ltrb, [torch.zeros(2, 1, *size) for size in SIZES]
     )
     targets = [objects((4, 4, 40, 40), (30, 10, 90, 60)), objects()]
-    assignment, losses = SoftLabels()(network, dense, targets)
+    assignment, losses = SoftLabelLoss()(head, pyramid_locations(SIZES, STRIDES), targets)
     points, stride = places()
     boxes = torch.cat((points, points), 1) + ltrb[0] * stride[:, None] * torch.tensor(
         [-1, -1, 1, 1]
     )
-    instance, quality = slow_assignment(
-        points, stride, boxes, dense.class_logits[0], targets[0], 13
-    )
+    instance, quality = slow_assignment(points, stride, boxes, head.class_logits[0], targets[0], 13)
     assert assignment.instance[0].tolist() == instance
     assert (assignment.instance[1] == -1).all()
     assert (assignment.labels[1] == 3).all()
 
     classes, places_of = 0.0, [i for i, j in enumerate(instance) if j >= 0]
-    for i, logits in enumerate(dense.class_logits.sigmoid().flatten(0, 1).tolist()):
+    for i, logits in enumerate(head.class_logits.sigmoid().flatten(0, 1).tolist()):
         own = instance[i] if i < COUNT else -1
         for k, p in enumerate(logits):
             y = quality[i] if own >= 0 and k == targets[0].labels[own] else 0.0

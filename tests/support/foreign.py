@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from condseg.models.backbones.backbone import Backbone
-from condseg.models.condinst import CondInst
-from condseg.models.pyramids.bifpn import BiFPN
+from condseg.models import Backbone, BiFPN, CondInst, FCOSHead, build_condinst
 
 BACKBONE = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
 PARTS = {
     "num_classes": 80,
     "channels": 64,
-    "tower_convs": 1,
+    "head": partial(FCOSHead, tower_convs=1),
     "mask_branch_channels": 16,
     "mask_branch_convs": 2,
 }
@@ -84,7 +83,7 @@ _MMDETECTION = (
 
 def small_network(style: str = "caffe", **parts: Any) -> CondInst:
     torch.manual_seed(0)
-    network = CondInst(Backbone(**BACKBONE, style=style), **PARTS | parts)
+    network = build_condinst(Backbone(**BACKBONE, style=style), **PARTS | parts)
     assert network.head.class_logits.bias is not None
     torch.nn.init.zeros_(network.head.class_logits.bias)  # detections, untrained as it is
     return network.eval()

@@ -22,7 +22,7 @@ model:
     backbone:
       {name: resnet18, weights: null, freeze_stages: 0, norm: batch, width: 8, stem_width: 8}
     channels: 64
-    tower_convs: 1
+    head: {class_path: condseg.models.FCOSHead, init_args: {tower_convs: 1}}
     mask_branch_channels: 16
     mask_branch_convs: 1
   schedule: {class_path: condseg.training.schedules.WarmupMultiStep, init_args: {warmup_steps: 2}}

@@ -7,16 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from condseg.models.backbones.backbone import Backbone
-from condseg.models.condinst import CondInst
-from condseg.zoo.checkpoint import RECIPE
+from condseg.zoo.checkpoint import RECIPE, build
 
 CATEGORIES = [{"id": 2, "name": "cup"}, {"id": 5, "name": "fork"}, {"id": 40, "name": "spoon"}]
 BACKBONE = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
 PARTS = {
     "num_classes": 3,
     "channels": 64,
-    "tower_convs": 1,
+    "head": {"class_path": "condseg.models.FCOSHead", "init_args": {"tower_convs": 1}},
     "mask_branch_channels": 16,
     "mask_branch_convs": 1,
 }
@@ -25,9 +23,9 @@ POSTPROCESS = {"score_threshold": 0.0005, "max_detections": 12}
 
 
 def write_checkpoint(path: Path, root: Path | str = "tabletop") -> Path:
-    torch.manual_seed(0)
-    network = CondInst(Backbone(**BACKBONE), **PARTS)
     model = {"network": {"backbone": BACKBONE, **PARTS}, "postprocess": POSTPROCESS}
+    torch.manual_seed(0)
+    network, _ = build(model)
     recipe = {
         "model": model,
         "categories": CATEGORIES,
