@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from condseg.models.backbones.backbone import Backbone
+from condseg.models.backbones.base import FeatureExtractor
 from condseg.models.heads.base import DenseHead
 from condseg.models.mask.branch import MaskBranch
 from condseg.models.mask.depth import DepthEncoder
@@ -43,7 +43,7 @@ class CondInst(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: FeatureExtractor,
         pyramid: Pyramid,
         head: DenseHead,
         mask_branch: MaskBranch,

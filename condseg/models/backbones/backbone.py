@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers import ConvFactory
 from condseg.layers.winograd import use_conv3x3_
+from condseg.models.backbones.base import FeatureExtractor
 from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
 from condseg.models.backbones.networks import load_file, read_file, resnet, timm_network
 from condseg.models.backbones.resnet import BLOCKS
@@ -21,7 +22,7 @@ from condseg.models.backbones.state import is_dynamic
 STRIDES = (8, 16, 32)
 
 
-class Backbone(nn.Module):
+class Backbone(FeatureExtractor):
     """A network that computes maps of strides 8, 16 and 32.
 
     Args:
@@ -65,8 +66,6 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
-    network: nn.Module
-    out_channels: tuple[int, int, int]
 
     def __init__(
         self,
@@ -112,7 +111,6 @@ class Backbone(nn.Module):
             load_file(network, name, state, source)
         self._frozen = self._freeze(ends, freeze_stages, norm == "frozen", dynamic)
         use_conv3x3_(network)
-        self.channels_last = False
         self._channels_last_in_training = self._end_channels_last(ends, freeze_stages, dynamic)
         self.train(self.training)
 
