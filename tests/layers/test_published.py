@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from studies.published.layers import PUBLISHED, publish
+from studies.published import PUBLISHED, published_form
 from torch import Tensor, nn
 
 from condseg.layers import (
