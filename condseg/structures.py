@@ -92,12 +92,14 @@ class Sample:
         info: where it comes from.
         depth: (H, W) distance in the file's unit, 0 where it was not measured; None if the
             network takes no depth.
+        lost_objects: number of objects of which the transform left no pixel.
     """
 
     image: UInt8[Tensor, "3 h w"]
     targets: Targets
     info: ImageInfo
     depth: Float[Tensor, "h w"] | None = None
+    lost_objects: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +111,14 @@ class Batch:
         targets: B entries, masks padded to H x W.
         infos: B entries.
         depth: (B, H, W), 0 in the padding and where it was not measured.
+        lost_objects: sum over the samples.
     """
 
     images: UInt8[Tensor, "b 3 h w"]
     targets: tuple[Targets, ...]
     infos: tuple[ImageInfo, ...]
     depth: Float[Tensor, "b h w"] | None = None
+    lost_objects: int = 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return replace(

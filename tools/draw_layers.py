@@ -28,8 +28,8 @@ from studies.panels import (
 from torch import Tensor, nn
 
 from condseg import layers
-from condseg.data.coco import CocoDataset
-from condseg.data.datamodule import TABLETOP
+from condseg.data.dataset import CocoDataset
+from condseg.data.files import TABLETOP
 from condseg.data.images import read_image
 from condseg.data.transforms import resize_transform
 from condseg.layers.dfn import dynamic_local_filter

@@ -1,4 +1,4 @@
-"""From COCO-format files to batches: images, coco, transforms, collate, sampler, datamodule.
+"""From COCO-format files to batches.
 
-Nothing is imported here, so that a worker started afresh loads only what it needs.
+Nothing is imported here, so that a module loads only what it needs.
 """

@@ -14,12 +14,12 @@ SIZE_DIVISOR = 32
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pads samples with zeros at the right and the bottom to the size that all fit in.
+    """Pads samples with zeros at the right and bottom to the maximum height and width.
 
-    Height and width become multiples of 32, the stride of the deepest map of the backbone.
+    Both are rounded up to multiples of 32, the stride of the backbone's deepest map.
 
     Args:
-        samples: one or more; all with depth or none.
+        samples: at least one; all with depth or none.
     """
     assert samples
     height, width = (
@@ -38,4 +38,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=tuple(Targets(t.boxes, t.labels, pad(t.masks)) for t in targets),
         infos=tuple(sample.info for sample in samples),
         depth=torch.stack(depths) if depths else None,
+        lost_objects=sum(sample.lost_objects for sample in samples),
     )

@@ -1,11 +1,9 @@
-"""The data of a run: two COCO-format sets, their loaders, and where they are looked for."""
+"""The data of a run: the training and the validation set and their loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import lightning.pytorch as pl
@@ -14,99 +12,78 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
-from condseg.data.coco import CocoDataset
 from condseg.data.collate import collate
+from condseg.data.dataset import CocoDataset
+from condseg.data.files import data_root, find_files
 from condseg.data.sampler import GlobalBatchSampler, Shard
 from condseg.data.transforms import Flip, Sampling, check_sides, resize_transform, train_transform
 from condseg.structures import Batch, Category, Sample, Supervision
 
-TABLETOP = Path(__file__).parent / "tabletop"
-
-
-class DataNotFoundError(FileNotFoundError):
-    """The files of a set are not where they are looked for; the message says the ways on."""
-
 
 class TrainLoader(DataLoader[Sample]):
-    """The training loader: tells each epoch what vanished, and a checkpoint what it ran on.
+    """The training loader, whose state in a checkpoint is what the order of images depends on.
 
-    Where to go on is not stored here, for workers fetch ahead of the training; the sampler asks
-    the trainer. The state is kept to say so when a run goes on with other data.
+    The position is not stored, since workers fetch ahead of the training: the sampler asks the
+    trainer for it.
     """
 
     batch_sampler: GlobalBatchSampler
-    dataset: CocoDataset
-
-    def __iter__(self) -> Any:
-        self.tell_vanished()
-        return super().__iter__()
-
-    def tell_vanished(self) -> None:
-        """Logs how many objects the transforms left nothing of since this was last told."""
-        vanished = self.dataset.vanished
-        if new := vanished - getattr(self, "_told", 0):
-            rank_zero_info(f"{new} objects left no pixel after cropping and resizing; dropped")
-        self._told = vanished
 
     def state_dict(self) -> dict[str, int]:
         sampler = self.batch_sampler
-        return {
-            "seed": sampler.seed,
-            "batch_size": sampler.batch_size,
-            "pictures": sampler.count,
-        }
+        return {"seed": sampler.seed, "batch_size": sampler.batch_size, "images": sampler.count}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        now = self.state_dict()
-        if state != now:
+        own = self.state_dict()
+        if state != own:
             rank_zero_warn(
-                f"the checkpoint was trained with {state}, this run has {now}: it goes on, but "
-                "with other batches than without the break"
+                f"the checkpoint was trained with {state}, this run has {own}: it continues with "
+                "other batches than without the interruption"
             )
 
 
 class DataModule(pl.LightningDataModule):
-    """Training and validation pictures in COCO format.
+    """Training and validation images in COCO format.
 
-    ``root`` is looked through for ``[annotations/]instances_train[2017].json`` with the folder
-    ``train2017``, ``train`` or ``images``, likewise ``val``; files named outright come first.
-    Which pictures a step sees and what is done to them is a pure function of (seed, epoch,
-    picture): workers, processes and breaks do not change it.
+    ``root`` is searched for ``[annotations/]instances_train[2017].json`` and the folder
+    ``train2017``, ``train`` or ``images``, and the same for ``val``. The images of a step and
+    their augmentation are a function of (seed, epoch, image): they do not depend on workers,
+    processes or interruptions.
 
     Args:
-        root: folder of the data; "tabletop" is the set that comes with the package.
-        train_annotations: json of the training set, instead of what is found in ``root``.
-        train_images: folder of its pictures.
+        root: folder of the data; "tabletop" is the sample set that comes with the package.
+        train_annotations: json of the training set, instead of the one found in ``root``.
+        train_images: folder of its images.
         val_annotations: json of the validation set.
-        val_images: folder of its pictures.
-        batch_size: pictures of a training step over all processes.
-        val_batch_size: pictures of a validation step in each process. With 1 a picture's result
-            cannot depend on its neighbours' sizes, which decide the padding.
-        workers: processes that load pictures, for each training process; 0 loads in line.
-        short_sides: pixels of the short side in training, one drawn for each picture.
-        short_side_sampling: "choice" of these, or any of the "range" from least to greatest.
-        max_long_side: cap of the long side in pixels, in validation too.
+        val_images: folder of its images.
+        batch_size: images of a training step over all processes.
+        val_batch_size: images of a validation step in each process. With 1, no result depends
+            on the padding that other images of the batch need.
+        workers: processes that load images, for each training process; 0 loads in the main one.
+        short_sides: pixels of the short side in training, one drawn for each image.
+        short_side_sampling: "choice" of these, or any of the "range" from min to max.
+        max_long_side: maximum of the long side in pixels, in validation too.
         val_short_side: pixels of the short side in validation.
-        flip: mirrorings in training.
-        crop: part of a side that may be cut off at each border in training, 0..0.5.
+        flip: mirroring in training.
+        crop: max fraction of a side that is cropped at each border in training, 0..0.5.
         color_jitter: strength of colour changes in training, 0..1.
-        skip_empty: train without the pictures that hold no objects.
-        group_by_aspect: keep upright and lying pictures in different batches, to pad less.
-        supervision: what training learns masks from: "masks", i.e. each annotation's segmentation;
-            "boxes" alone (BoxInst); "mixed", the ``bbox`` where there is no segmentation.
+        skip_empty: skip training images without objects.
+        group_by_aspect: batch portrait and landscape images separately, which reduces padding.
+        supervision: what training learns masks from: "masks", the segmentation of each object;
+            "boxes" only (BoxInst); "mixed", the ``bbox`` where there is no segmentation.
             Validation always compares masks.
-        mask_fraction: with "mixed", the part of the pictures whose segmentations are read, the
-            same pictures in each run.
+        mask_fraction: with "mixed", the fraction of images whose segmentations are read, the
+            same images in each run.
         seed: of order and augmentation.
-        depth: read the pictures' depth maps, see :class:`CocoDataset`; in tools/train.py the
-            network says whether it wants them.
+        depth: read depth maps, see :class:`CocoDataset`; set by tools/train.py if the network
+            takes depth.
 
     Raises:
-        DataNotFoundError: the files are not there.
+        DataNotFoundError: files are missing.
         ValueError: a value is outside its range.
     """
 
-    # More processes than validation pictures: those without one wait.
+    # With more processes than validation images, those without one wait.
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
@@ -134,19 +111,19 @@ class DataModule(pl.LightningDataModule):
         depth: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
+        for name, value, minimum in (
             ("batch_size", batch_size, 1),
             ("val_batch_size", val_batch_size, 1),
             ("workers", workers, 0),
             ("seed", seed, 0),
         ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; {least} or more is allowed")
+            if value < minimum:
+                raise ValueError(f"{name} is {value}; allowed is >= {minimum}")
         check_sides((val_short_side,), max_long_side)
         if not 0 <= mask_fraction <= 1 or (mask_fraction < 1 and supervision != "mixed"):
             raise ValueError(
-                f"mask_fraction is {mask_fraction} with supervision {supervision}; 0..1 with "
-                "mixed, else 1 is allowed"
+                f"mask_fraction is {mask_fraction} with supervision {supervision}; allowed is "
+                "0..1 with mixed, else 1"
             )
         self.train_transform = train_transform(
             short_sides, max_long_side, short_side_sampling, flip, crop, color_jitter
@@ -156,14 +133,14 @@ class DataModule(pl.LightningDataModule):
         self.skip_empty, self.group_by_aspect, self.seed = skip_empty, group_by_aspect, seed
         self.supervision, self.mask_fraction = supervision, mask_fraction
         self.depth = depth
-        folder = TABLETOP if root == "tabletop" else Path(root)
+        folder = data_root(root)
         self.train_files = find_files(folder, "train", train_annotations, train_images)
         self.val_files = find_files(folder, "val", val_annotations, val_images)
-        self._train_loader: TrainLoader | None = None
+        self._lost_objects, self._epoch = 0, 0
 
     @cached_property
     def train_dataset(self) -> CocoDataset:
-        """The training set, read when first asked for."""
+        """The training set, read on first use."""
         dataset = CocoDataset(
             *self.train_files,
             self.train_transform,
@@ -174,18 +151,18 @@ class DataModule(pl.LightningDataModule):
             depth=self.depth,
         )
         if dataset.categories != self.categories:
-            ours, theirs = set(dataset.categories), set(self.categories)
+            train, val = set(dataset.categories), set(self.categories)
             raise ValueError(
                 f"{dataset.annotation_file} and {self.val_annotation_file} must have the same "
-                f"categories (id and name); only in the first: {_names(ours - theirs)}; only in "
-                f"the second: {_names(theirs - ours)}"
+                f"categories (id and name); only in the first: {_listed(train - val)}; only in "
+                f"the second: {_listed(val - train)}"
             )
         rank_zero_info(dataset.summary())
         return dataset
 
     @cached_property
     def val_dataset(self) -> CocoDataset:
-        """The validation set, read when first asked for."""
+        """The validation set, read on first use."""
         transform = resize_transform(self.val_short_side, self.max_long_side)
         dataset = CocoDataset(*self.val_files, transform, seed=self.seed, depth=self.depth)
         rank_zero_info(dataset.summary())
@@ -193,7 +170,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """Of the validation file, which is small; the training file must have the same."""
+        """Categories of the validation set, which is small; the training set must have the same."""
         return self.val_dataset.categories
 
     @property
@@ -203,116 +180,104 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def val_annotation_file(self) -> str:
-        """The json that results are compared with."""
+        """The json of the validation set."""
         return str(self.val_files[0])
 
     def setup(self, stage: str) -> None:
-        """Opens the files, so that what is wrong with them shows before the training starts."""
+        """Reads the annotations, so that errors in them show before the training starts."""
         _ = self.val_dataset
         if stage == "fit":
             _ = self.train_dataset
 
     def train_dataloader(self) -> TrainLoader:
-        rank, world_size = self._place()
+        rank, world_size = self._rank_and_world_size()
         sizes = self.train_dataset.sizes
-        self._train_loader = TrainLoader(
-            self.train_dataset,
-            batch_sampler=GlobalBatchSampler(
-                len(self.train_dataset),
-                self.batch_size,
-                self.seed,
-                rank,
-                world_size,
-                self._batches_trained,
-                (sizes[:, 0] > sizes[:, 1]).astype(np.int64) if self.group_by_aspect else None,
-            ),
-            **self._loading(),
+        batches = GlobalBatchSampler(
+            len(self.train_dataset),
+            self.batch_size,
+            self.seed,
+            rank,
+            world_size,
+            self._trained_batches,
+            (sizes[:, 0] > sizes[:, 1]).astype(np.int64) if self.group_by_aspect else None,
         )
-        return self._train_loader
+        return TrainLoader(self.train_dataset, batch_sampler=batches, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        rank, world_size = self._place()
+        rank, world_size = self._rank_and_world_size()
         shard = Shard(len(self.val_dataset), rank, world_size)
         batches = BatchSampler(shard, self.val_batch_size, drop_last=False)
-        return DataLoader(self.val_dataset, batch_sampler=batches, **self._loading())
-
-    def teardown(self, stage: str) -> None:
-        if self._train_loader is not None:
-            self._train_loader.tell_vanished()
+        return DataLoader(self.val_dataset, batch_sampler=batches, **self._loader_options())
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         return batch.to(device, non_blocking=True)
 
-    def _place(self) -> tuple[int, int]:
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Counts the objects that training batches lost in the transforms."""
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.training:
+            if trainer.current_epoch != self._epoch:
+                self._log_lost_objects()
+                self._epoch = trainer.current_epoch
+            self._lost_objects += batch.lost_objects
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit":
+            self._log_lost_objects()
+
+    def _log_lost_objects(self) -> None:
+        if lost := self._lost_on_all_ranks():
+            rank_zero_info(
+                f"epoch {self._epoch}: {lost} objects skipped, since no pixel of them was left "
+                "after cropping and resizing"
+            )
+        self._lost_objects = 0
+
+    def _lost_on_all_ranks(self) -> int:
+        strategy = self.trainer.strategy  # type: ignore[union-attr]
+        count = torch.tensor(self._lost_objects, device=strategy.root_device)
+        return int(strategy.reduce(count, reduce_op="sum"))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "lost_objects": self._lost_on_all_ranks()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch = state["epoch"]
+        self._lost_objects = state["lost_objects"] if self.trainer.is_global_zero else 0  # type: ignore[union-attr]
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _batches_trained(self) -> int:
-        """Batches that went through training_step since the run began, breaks included."""
+    def _trained_batches(self) -> int:
+        """Batches trained since the run began, before interruptions included."""
         trainer: Any = self.trainer
         if trainer is None or trainer.overfit_batches:
-            return 0  # overfitting wants the same batches each epoch
+            return 0  # overfitting repeats the same batches each epoch
         return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
-    def _loading(self) -> dict[str, Any]:
+    def _loader_options(self) -> dict[str, Any]:
         return {
             "num_workers": self.workers,
             "collate_fn": collate,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": self.workers > 0,
             "worker_init_fn": one_thread,
-            # Each epoch's loader would draw a seed from the training's own random numbers.
+            # Otherwise each epoch's iterator draws a seed from the training's random numbers.
             "generator": torch.Generator(),
         }
 
 
 def one_thread(worker: int) -> None:
-    """A worker's start: OpenCV's threads would fight with the other workers for the cores."""
+    """Initialises a worker: OpenCV's threads would compete with the other workers."""
     cv2.setNumThreads(0)
 
 
-def find_files(
-    root: Path, split: Literal["train", "val"], annotations: str | None, images: str | None
-) -> tuple[Path, Path]:
-    """The json and the picture folder of a set, as :class:`DataModule` looks for them.
-
-    Args:
-        root: folder that is looked through.
-        split: which set.
-        annotations: the json, named outright.
-        images: the picture folder, named outright.
-
-    Raises:
-        DataNotFoundError: one of them is not there.
-    """
-    names = (f"instances_{split}2017.json", f"instances_{split}.json")
-    jsons = [root / folder / name for folder in ("annotations", ".") for name in names]
-    folders = [root / name for name in (f"{split}2017", split, "images")]
-    return (
-        _first(f"{split}_annotations", annotations, jsons, Path.is_file),
-        _first(f"{split}_images", images, folders, Path.is_dir),
-    )
-
-
-def _first(
-    name: str, given: str | None, candidates: list[Path], there: Callable[[Path], bool]
-) -> Path:
-    paths = candidates if given is None else [Path(given)]
-    for path in paths:
-        if there(path):
-            return path
-    raise DataNotFoundError(
-        f"{name}: found none of {', '.join(map(str, paths))}. Two ways on: fetch COCO with "
-        "`python tools/download_coco.py`, or train on the embedded set by laying "
-        "`--config tabletop.yaml` over the other options; own data are named by data.root or "
-        f"data.{name}"
-    )
-
-
-def _names(categories: set[Category]) -> str:
-    listed = sorted(categories, key=lambda category: category.id)
-    few = ", ".join(f"{category.id} {category.name!r}" for category in listed[:5])
-    return (few + (", ..." if len(listed) > 5 else "")) or "none"
+def _listed(categories: set[Category]) -> str:
+    ordered = sorted(categories, key=lambda category: category.id)
+    few = ", ".join(f"{category.id} {category.name!r}" for category in ordered[:5])
+    return (few + (", ..." if len(ordered) > 5 else "")) or "none"

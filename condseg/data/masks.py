@@ -1,4 +1,4 @@
-"""COCO segmentations: checked, decoded, and laid together into few index maps."""
+"""COCO segmentations: checked, decoded, and drawn into index maps."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Segmentation = list[list[float | int]] | dict[str, Any]
 
 
 def check_segmentation(value: object, size: Size) -> tuple[Segmentation, bool]:
-    """Checks a segmentation as it stands in the json, and compresses an uncompressed RLE.
+    """Checks a segmentation of the json, and compresses an uncompressed RLE.
 
     Args:
         value: polygons or RLE of any kind.
-        size: (height, width) of its picture.
+        size: (height, width) of its image.
 
     Returns:
-        the segmentation, and whether a part of it lies outside the picture (decoding clips it).
+        The segmentation, and whether a part of it is outside the image (decoding clips it).
 
     Raises:
-        ValueError: what is wrong with it and what is allowed; the caller adds file and id.
+        ValueError: with the value and what is allowed; the caller adds file and id.
     """
     if isinstance(value, dict):
         return _check_rle(value, size), False
     if not isinstance(value, list) or not value:
         raise ValueError(
-            f"segmentation is {_short(value)}; polygons or RLE are needed, for masks are learned "
-            "(data.supervision mixed learns an object without from its bbox)"
+            f"segmentation is {_short(value)}; polygons or RLE are required to learn masks "
+            "(data.supervision mixed learns objects without one from their bbox)"
         )
     outside = [_check_polygon(polygon, size) for polygon in value]
     return value, any(outside)
@@ -44,25 +44,27 @@ def _check_polygon(polygon: object, size: Size) -> bool:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(
             f"segmentation has the polygon {_short(polygon)}; allowed are lists x, y, x, y, ... "
-            "of three points or more"
+            "of at least three points"
         )
     try:
         finite = math.isfinite(sum(polygon))
     except TypeError:
         finite = False
     if not finite:
-        raise ValueError(f"segmentation has the polygon {_short(polygon)}; finite numbers only")
+        raise ValueError(
+            f"segmentation has the polygon {_short(polygon)}; allowed are finite numbers"
+        )
     (height, width), xs, ys = size, polygon[::2], polygon[1::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
     if right < 0 or bottom < 0 or left > width or top > height:
         raise ValueError(
-            f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, wholly outside "
-            f"the picture of {height}x{width} (height x width)"
+            f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, completely "
+            f"outside the image of {height}x{width} (height x width)"
         )
     if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
         raise ValueError(
             f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, more than one "
-            f"picture outside the picture of {height}x{width} (height x width)"
+            f"image size outside the image of {height}x{width} (height x width)"
         )
     return bool(left < 0 or top < 0 or right > width or bottom > height)
 
@@ -71,7 +73,7 @@ def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
     counts = value.get("counts")
     if not isinstance(value.get("size"), list | tuple) or tuple(value["size"]) != size:
         raise ValueError(
-            f"segmentation has the RLE size {_short(value.get('size'))}; its picture has "
+            f"segmentation has the RLE size {_short(value.get('size'))}; its image has "
             f"{list(size)} (height, width)"
         )
     if isinstance(counts, str | bytes):
@@ -79,11 +81,13 @@ def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
     elif isinstance(counts, list) and all(type(c) is int for c in counts):
         lengths = np.asarray(counts, dtype=np.int64)
     else:
-        raise ValueError(f"segmentation has the RLE counts {_short(counts)}; a string or integers")
+        raise ValueError(
+            f"segmentation has the RLE counts {_short(counts)}; allowed are a string or integers"
+        )
     if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
         raise ValueError(
-            f"segmentation has RLE counts that run over {lengths.sum()} pixels "
-            f"(least run {lengths.min(initial=0)}); its picture has {size[0] * size[1]}"
+            f"segmentation has RLE counts of {lengths.sum()} pixels in total (shortest run "
+            f"{lengths.min(initial=0)}); its image has {size[0] * size[1]}"
         )
     if isinstance(counts, list):
         return dict(coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size))
@@ -93,18 +97,18 @@ def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
 def _run_lengths(counts: bytes) -> np.ndarray:
     """Run lengths of COCO's compressed RLE.
 
-    Each number is a row of characters c = 48 + bits, low bits first: five of value, the sixth
-    says that more follow; the last one's fifth bit is the sign. From the fourth number on, the
-    number before the last is to be added.
+    Each number is a sequence of characters 48 + bits, low bits first: five bits of the value, a
+    sixth that is set if more follow; the fifth bit of the last one is the sign. From the fourth
+    number on, it is the difference from the number before the previous one.
     """
     bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if len(bits) == 0 or bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:
-        raise ValueError(f"segmentation has the RLE counts {_short(counts)}, which are broken")
+        raise ValueError(f"segmentation has the RLE counts {_short(counts)}, which are invalid")
     last = np.flatnonzero(bits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     place = 5 * (np.arange(len(bits)) - np.repeat(first, last - first + 1))
     if place.max() > 35:
-        raise ValueError(f"segmentation has the RLE counts {_short(counts)}, which are broken")
+        raise ValueError(f"segmentation has the RLE counts {_short(counts)}, which are invalid")
     numbers = np.add.reduceat((bits & 31) << place, first)
     numbers -= np.where(bits[last] & 16, np.int64(32) << place[last], 0)
     numbers[1::2] = numbers[1::2].cumsum()
@@ -113,7 +117,7 @@ def _run_lengths(counts: bytes) -> np.ndarray:
 
 
 def decode(segmentation: Segmentation, size: Size) -> Bool[np.ndarray, "h w"]:
-    """The mask of a checked segmentation, exactly as pycocotools draws it."""
+    """The mask of a checked segmentation, equal to pycocotools' (whose decode is slower)."""
     rle = segmentation
     if isinstance(rle, list):
         rle = coco_mask.merge(coco_mask.frPyObjects(rle, *size))
@@ -126,18 +130,17 @@ def decode(segmentation: Segmentation, size: Size) -> Bool[np.ndarray, "h w"]:
 def to_layers(
     segmentations: Sequence[Segmentation | None], size: Size
 ) -> UInt16[np.ndarray, "layers h w"]:
-    """Draws objects into as few index maps as keep overlapping ones apart.
+    """Draws objects into index maps, of which overlapping objects need different ones.
 
-    The pixels of object n (from 0) hold n + 1, those of none 0. Transforms move some two maps
-    instead of N masks, and a mask cannot be taken for another object's: its index is in its
-    pixels.
+    The pixels of object n (from 0) are n + 1, the background is 0. So transforms process about
+    two maps instead of N masks, and each pixel keeps the index of its object.
 
     Args:
-        segmentations: N checked segmentations, fewer than 65535; an object without is not drawn.
-        size: (height, width) of their picture.
+        segmentations: N checked segmentations, fewer than 65535; None is not drawn.
+        size: (height, width) of their image.
 
     Returns:
-        one map or more; a single one of zeros where there are no objects.
+        At least one map; zeros if there are no objects.
     """
     assert len(segmentations) < 1 << 16
     layers = [np.zeros(size, dtype=np.uint16)]
@@ -160,22 +163,22 @@ def to_layers(
 def from_layers(
     layers: UInt16[np.ndarray, "layers h w"], count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is left of the objects after the layers were transformed.
+    """The objects of transformed index maps.
 
     Args:
-        layers: index maps, as of :func:`to_layers`.
-        count: how many objects went in.
+        layers: index maps of :func:`to_layers`.
+        count: number of objects drawn.
 
     Returns:
-        indices (N,) of the objects of which a pixel is left, ascending, their masks (N, H, W)
-        and their boxes (N, 4) xyxy derived from these, right and bottom edges exclusive.
+        Indices (N,) of the objects with a pixel left, ascending, their masks (N, H, W) and the
+        masks' boxes (N, 4) xyxy, right and bottom edges exclusive.
     """
-    held = [np.bincount(layer.ravel(), minlength=count + 1)[1:] > 0 for layer in layers]
-    indices = np.flatnonzero(np.any(held, axis=0))
+    present = [np.bincount(layer.ravel(), minlength=count + 1)[1:] > 0 for layer in layers]
+    indices = np.flatnonzero(np.any(present, axis=0))
     masks = np.zeros((len(indices), *layers.shape[1:]), dtype=bool)
     boxes = np.zeros((len(indices), 4), dtype=np.float32)
     for n, index in enumerate(indices):
-        layer = next(layer for layer, has in zip(layers, held, strict=True) if has[index])
+        layer = next(layer for layer, has in zip(layers, present, strict=True) if has[index])
         np.equal(layer, index + 1, out=masks[n])
         bounds = _bounds(masks[n])
         assert bounds is not None

@@ -1,4 +1,4 @@
-"""Which pictures make up which batch, as a pure function of seed and step."""
+"""The images of each batch, as a function of seed and step."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from condseg.data.coco import Key
+Key = tuple[int, int]
+"""(position in the dataset, epoch)."""
 
 
 class GlobalBatchSampler(Sampler[list[Key]]):
-    """An endless row of global batches, of which each rank takes its share.
+    """Global batches of shuffled images, of which each rank takes its part.
 
-    Step t belongs to epoch t // len and is there batch t % len, len = n // batch_size; each
-    epoch shuffles anew by (seed, epoch). Rank r of R takes the items r, r + R, ... of a global
-    batch. So R processes see together the batches that one sees. Iterating starts at the step
-    that ``position`` tells at that moment and gives ``len`` batches: a run that goes on from a
-    checkpoint only has to know how many batches it trained on, wherever in an epoch it broke
-    off and however many were fetched ahead.
+    Step t is batch t % len of epoch t // len, with len = n // batch_size; (seed, epoch) determine
+    the order. Rank r of R takes the items r, r + R, ... of a global batch, so that R processes
+    together see the batches that one process sees. An iterator yields ``len`` batches from the
+    step ``position()`` on: a resumed run only has to know the number of batches it trained on,
+    whichever were fetched ahead.
 
     Args:
-        count: n, pictures in the dataset.
-        batch_size: pictures of a global batch, over all ranks.
+        count: n, number of images.
+        batch_size: images of a global batch, over all ranks.
         seed: of the order.
         rank: of this process.
         world_size: R, number of processes.
-        position: tells the next global step.
-        groups: (n,) small integers; pictures of different groups share a batch only where too
-            few are left. Used to keep upright and lying pictures apart, which saves padding.
+        position: returns the next global step.
+        groups: (n,) small integers; images of different groups share a batch only if too few
+            are left. Portrait and landscape images in separate batches need less padding.
 
     Raises:
-        ValueError: ``batch_size`` is no multiple of the processes or above n.
+        ValueError: ``batch_size`` is not a multiple of the number of processes, or above n.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class GlobalBatchSampler(Sampler[list[Key]]):
     ) -> None:
         if batch_size % world_size:
             raise ValueError(
-                f"batch_size is {batch_size}, the batch over all processes; allowed are multiples "
-                f"of the {world_size} processes"
+                f"batch_size is {batch_size}, over all processes; allowed are multiples of their "
+                f"number {world_size}"
             )
         if not 1 <= batch_size <= count:
-            raise ValueError(f"batch_size is {batch_size}; 1..{count} (pictures) is allowed")
+            raise ValueError(f"batch_size is {batch_size}; allowed is 1..{count} (images)")
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.position = position
@@ -73,7 +73,7 @@ class GlobalBatchSampler(Sampler[list[Key]]):
     def batches(self, epoch: int) -> np.ndarray:
         """All global batches of an epoch, (len, batch_size) positions in the dataset."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        # A batch stands where its last picture was drawn, those of mixed groups at the end.
+        # A batch is placed where its last image was drawn; those of mixed groups come last.
         batches: list[tuple[int, np.ndarray]] = []
         rest: list[int] = []
         for group in np.unique(self.groups):
@@ -87,10 +87,10 @@ class GlobalBatchSampler(Sampler[list[Key]]):
 
 
 class Shard(Sampler[int]):
-    """Every R-th picture from the r-th on: each exactly once over all ranks, none repeated.
+    """Every R-th image from the r-th on: each exactly once over all ranks.
 
     Args:
-        count: pictures in the dataset.
+        count: number of images.
         rank: r, of this process.
         world_size: R, number of processes.
     """

@@ -1,4 +1,4 @@
-"""What is done to a picture and all that lies on it before the network sees them."""
+"""Transforms of images with their masks, boxes and depth, by albumentations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-# Otherwise albumentations asks the network for a newer version of itself at every start.
+# Otherwise albumentations checks online for a newer version at every import.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
@@ -19,12 +19,12 @@ from condseg.structures import Size
 Flip = Literal["none", "horizontal", "both"]
 Sampling = Literal["choice", "range"]
 
-# Moved with the picture by the nearest pixel, for a mean of two depths is the depth of nothing.
+# Nearest pixel, like masks: the mean of two depths is no depth.
 _DEPTH = {"depth": "mask"}
 
 
 def resized(size: Size, short_side: int, max_long_side: int) -> Size:
-    """The size at which the short side is ``short_side``, or the long one its cap if that is less.
+    """The size with the given short side, reduced where the long side exceeds its maximum.
 
     s = min(short_side / min(h, w), max_long_side / max(h, w)); (int(s h + 0.5), int(s w + 0.5))
 
@@ -37,16 +37,15 @@ def resized(size: Size, short_side: int, max_long_side: int) -> Size:
 
 
 class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
-    """Resizes the short side to one of several lengths, the long side capped.
+    """Resizes the short side to one of several lengths, with a maximum of the long side.
 
-    Pictures are shrunk by area (every source pixel counts, no aliasing) and enlarged bilinearly;
-    masks and depth take the nearest pixel, pixel centres aligned, so that they do not drift
-    against the picture.
+    Images are reduced by area (no aliasing) and enlarged bilinearly; masks and depth use the
+    nearest pixel with aligned pixel centres, so that they stay aligned with the image.
 
     Args:
         short_sides: lengths in pixels.
-        max_long_side: cap in pixels.
-        sampling: one of ``short_sides``, or any length between the least and the greatest.
+        max_long_side: maximum in pixels.
+        sampling: "choice" of ``short_sides``, or any of the "range" from min to max.
     """
 
     def __init__(
@@ -72,25 +71,25 @@ class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
         if img.shape[:2] == size:
             return img
         shrinks = size[0] * size[1] < img.shape[0] * img.shape[1]
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(img, size[::-1], interpolation=how))
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(img, size[::-1], interpolation=interpolation))
 
     def apply_to_mask(self, mask: np.ndarray, size: Size = (1, 1), **params: Any) -> np.ndarray:
         return np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
-        return bboxes  # albumentations hands them over in parts of the picture's sides
+        return bboxes  # relative to the image size
 
 
 def resize_transform(short_side: int, max_long_side: int) -> A.Compose:
-    """Resizing alone, for evaluation and prediction: ``transform(image=image)["image"]``.
+    """The transform of evaluation and prediction: ``transform(image=image)["image"]``.
 
     Args:
         short_side: pixels of the short side.
-        max_long_side: cap of the long side in pixels; it wins.
+        max_long_side: maximum of the long side in pixels, which has priority.
 
     Raises:
-        ValueError: a length is below 1, or the cap below the short side.
+        ValueError: a length is below 1, or the maximum below the short side.
     """
     check_sides((short_side,), max_long_side)
     return _compose([ResizeShortSide((short_side,), max_long_side)])
@@ -104,18 +103,17 @@ def train_transform(
     crop: float = 0.0,
     color_jitter: float = 0.0,
 ) -> A.Compose:
-    """What training does to a picture: crop, resize, flip, change of colour.
+    """The transform of training: crop, resize, flip, colour jitter.
 
     Args:
-        short_sides: pixels of the short side, one drawn for each picture.
-        max_long_side: cap of the long side in pixels.
-        sampling: "choice" draws one of ``short_sides``, "range" any length between the least
-            and the greatest of them.
-        flip: mirror left-right in half of the cases; "both" also top-bottom (microscopy, air).
-        crop: in half of the cases, up to this part of each side is cut off at each border
-            before resizing, which also enlarges what is left; 0 cuts nothing.
-        color_jitter: in half of the cases brightness, contrast and saturation change by up to
-            this factor, the hue by a tenth of it; 0 changes nothing.
+        short_sides: pixels of the short side, one drawn for each image.
+        max_long_side: maximum of the long side in pixels.
+        sampling: "choice" of ``short_sides``, or any of the "range" from min to max.
+        flip: left-right with probability 0.5; "both" also top-bottom (microscopy, aerial).
+        crop: with probability 0.5, up to this fraction of each side is cropped at each border
+            before resizing.
+        color_jitter: with probability 0.5, brightness, contrast and saturation change by up to
+            this factor, the hue by a tenth of it.
 
     Raises:
         ValueError: a value is outside its range.
@@ -140,27 +138,27 @@ def train_transform(
 
 
 def _compose(steps: list[A.BasicTransform]) -> A.Compose:
-    """Boxes are xyxy in pixels, anything may stand behind; those below a pixel a side go."""
+    """Boxes are xyxy in pixels, then any values; boxes below 1 pixel wide or high are dropped."""
     boxes = A.BboxParams("pascal_voc", label_fields=[], min_width=1, min_height=1)
     return A.Compose(steps, bbox_params=boxes, additional_targets=_DEPTH)
 
 
 def check_sides(short_sides: Sequence[int], max_long_side: int) -> None:
-    """Raises ValueError unless every short side is at least 1 and at most the cap."""
+    """Raises ValueError unless 1 <= short side <= max_long_side for each short side."""
     if not short_sides or min(short_sides) < 1:
-        raise ValueError(f"short_sides are {tuple(short_sides)}; one or more lengths of 1 or more")
+        raise ValueError(f"short_sides are {tuple(short_sides)}; allowed are lengths >= 1")
     if max(short_sides) > max_long_side:
         raise ValueError(
-            f"max_long_side is {max_long_side}; at least the greatest short side, "
-            f"{max(short_sides)}, is allowed"
+            f"max_long_side is {max_long_side}; allowed is >= {max(short_sides)}, the longest "
+            "short side"
         )
 
 
 def seed_transform(transform: A.Compose, *key: int) -> None:
-    """Makes the next call of ``transform`` a pure function of its input and ``key``.
+    """Seeds the next call of ``transform`` by ``key``.
 
-    One generator serves all steps in turn; albumentations' own ``set_random_seed`` would give
-    each step the same draws, so that flipping and scale went together.
+    All steps draw from one generator; albumentations' own ``set_random_seed`` gives each step
+    the same draws, so that flip and scale are correlated.
     """
     generator = np.random.default_rng(key)
     transform.set_random_state(generator, random.Random(int(generator.integers(2**62))))

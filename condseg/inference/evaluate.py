@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader
 
-from condseg.data.coco import CocoDataset
 from condseg.data.collate import collate
-from condseg.data.datamodule import TABLETOP, find_files, one_thread
+from condseg.data.datamodule import one_thread
+from condseg.data.dataset import CocoDataset
+from condseg.data.files import data_root, find_files
 from condseg.data.sampler import Shard
 from condseg.evaluation import CocoEvaluator, Report
 from condseg.inference.predictor import Predictor
@@ -126,8 +127,7 @@ def _val_files(
     if data is None and annotations is None and images is None:
         annotations, images = trained.get("val_annotations"), trained.get("val_images")
         data = trained.get("root")
-    root = TABLETOP if data == "tabletop" else Path(data or ".")
-    return find_files(root, "val", annotations, images)
+    return find_files(data_root(data or "."), "val", annotations, images)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from condseg.data.coco import read_categories
+from condseg.data.categories import read_categories
 from condseg.models.backbones.files import load_strict, read_pickled, read_state
 from condseg.structures import Category
 from condseg.zoo.checkpoint import (

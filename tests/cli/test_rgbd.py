@@ -14,7 +14,7 @@ from PIL import Image
 from support import tiny
 
 from condseg.cli.train import main
-from condseg.data.datamodule import TABLETOP
+from condseg.data.files import TABLETOP
 from condseg.inference.predictor import Predictor
 
 # pycocotools' own decode under NumPy 2

@@ -19,7 +19,7 @@ def sample(height, width, objects=2):
     )
 
 
-def test_padded_right_and_below_to_a_multiple_of_32():
+def test_padding_to_a_multiple_of_32():
     batch = collate([sample(40, 33), sample(20, 65, objects=0)])
     assert batch.images.shape == (2, 3, 64, 96)
     assert [tuple(t.masks.shape) for t in batch.targets] == [(2, 64, 96), (0, 64, 96)]
@@ -29,7 +29,7 @@ def test_padded_right_and_below_to_a_multiple_of_32():
     assert batch.targets[0].masks.sum() == 2 * 40 * 33
 
 
-def test_depth_is_padded_with_what_was_not_measured():
+def test_depth_is_padded_with_zeros():
     samples = [
         replace(sample(*size), depth=torch.full(size, 700.0)) for size in ((40, 33), (20, 65))
     ]
@@ -41,7 +41,7 @@ def test_depth_is_padded_with_what_was_not_measured():
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (32, 32)), ((64, 96), (64, 96))])
-def test_least_padding(size, padded):
+def test_min_padding(size, padded):
     assert collate([sample(*size)]).images.shape[-2:] == padded
 
 

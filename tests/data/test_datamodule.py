@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from condseg.data import datamodule
-from condseg.data.datamodule import DataModule, DataNotFoundError
+from condseg.data.datamodule import DataModule
+from condseg.data.files import DataNotFoundError
 from condseg.structures import Category
 
 SMALL = {"short_sides": (24, 32), "max_long_side": 64, "val_short_side": 32, "workers": 0}
@@ -36,7 +36,7 @@ def test_batches_of_both_sets(root):
         ("instances_{}2017.json", "images"),
     ],
 )
-def test_layouts_that_are_found(tmp_path, names):
+def test_supported_layouts(tmp_path, names):
     files = {}
     for split in ("train", "val"):
         file, folder = (tmp_path / name.format(split) for name in names)
@@ -48,13 +48,13 @@ def test_layouts_that_are_found(tmp_path, names):
     assert (data.train_files, data.val_files) == (files["train"], files["val"])
 
 
-def test_files_named_outright_come_first(root, tmp_path):
+def test_named_files_have_priority(root, tmp_path):
     (tmp_path / "a.json").write_text("{}")
     data = DataModule(str(root), train_annotations=str(tmp_path / "a.json"))
     assert data.train_files == (tmp_path / "a.json", root / "train")
 
 
-def test_without_coco_both_ways_on_are_told(tmp_path):
+def test_missing_files_message(tmp_path):
     with pytest.raises(DataNotFoundError) as error:
         DataModule(str(tmp_path))
     for part in ("python tools/download_coco.py", "--config tabletop.yaml", str(tmp_path)):
@@ -82,33 +82,14 @@ def test_sets_with_other_categories(coco_set):
         {"crop": 0.7},
     ],
 )
-def test_wrong_values_are_told(root, options):
+def test_values_out_of_range(root, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}|max_long_side|short_sides"):
         DataModule(str(root), **options)
 
 
-def test_pictures_of_one_shape_share_a_batch(root):
+def test_images_of_one_aspect_share_a_batch(root):
     data = DataModule(str(root), batch_size=2, **SMALL)
     mixed = 0
     for batch in data.train_dataloader():
-        upright = {height > width for height, width in batch.sizes}
-        mixed += len(upright) > 1
-    assert mixed == 0  # 5 lying, 4 upright: the odd one is left out
-
-
-def test_what_vanished_is_told(coco_set, monkeypatch):
-    train = coco_set("train", [(40, 60)] * 4)
-    for image in train.content["images"]:
-        train.add(image["id"], [[1, 1, 2, 1, 2, 2, 1, 2]], [1, 1, 1, 1])
-    train.write()
-    coco_set("val")
-    told = []
-    monkeypatch.setattr(datamodule, "rank_zero_info", told.append)
-    options = SMALL | {"short_sides": (8,), "workers": 2}
-    data = DataModule(str(train.root), batch_size=2, flip="none", **options)
-    loader = data.train_dataloader()
-    del told[:]
-    for _ in range(2):
-        assert len(list(loader)) == 2
-    data.teardown("fit")
-    assert told == ["4 objects left no pixel after cropping and resizing; dropped"] * 2
+        mixed += len({height > width for height, width in batch.sizes}) > 1
+    assert mixed == 0  # 5 landscape, 4 portrait: the odd one is left out

@@ -32,7 +32,7 @@ def test_grey_has_three_equal_channels(tmp_path, mode):
     assert (read == 255).all()
 
 
-def test_what_is_transparent_lies_on_white(tmp_path):
+def test_transparency_is_blended_with_white(tmp_path):
     rgba = Image.new("RGBA", (2, 1), (*RED, 255))
     rgba.putpixel((1, 0), (0, 0, 0, 0))
     grey = Image.new("LA", (2, 1), (90, 255))
@@ -51,14 +51,14 @@ def test_what_is_transparent_lies_on_white(tmp_path):
 
 @pytest.mark.parametrize(("brightest", "full"), [(200, 255), (4000, 4095), (65000, 65535)])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_deep_grey_is_scaled_by_its_depth(tmp_path, brightest, full, suffix):
+def test_16_bit_grey_is_scaled_by_its_depth(tmp_path, brightest, full, suffix):
     pixels = np.array([[0, brightest // 2, brightest]], dtype=np.uint16)
     read = read_image(saved(tmp_path, Image.fromarray(pixels), f"a.{suffix}"))
     assert read[0, :, 0].tolist() == [v * 255 // full for v in (0, brightest // 2, brightest)]
     assert (read == read[..., :1]).all()
 
 
-def test_deep_colour_keeps_the_upper_bits(tmp_path):
+def test_16_bit_colour_keeps_the_upper_8_bits(tmp_path):
     import cv2
 
     pixels = np.array([[[0x1234, 0xABCD, 0xFFFF]]], dtype=np.uint16)  # blue, green, red
@@ -67,14 +67,14 @@ def test_deep_colour_keeps_the_upper_bits(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_carried_out(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[:8, :8] = 255  # the stored top left corner
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path, Image.fromarray(pixels), "a.jpg", exif=exif, quality=95)
     read = read_image(path)
-    turned = {
+    rotated = {
         1: pixels,
         2: pixels[:, ::-1],
         3: pixels[::-1, ::-1],
@@ -84,14 +84,14 @@ def test_exif_orientation_is_carried_out(tmp_path, orientation):
         7: pixels[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(pixels),
     }[orientation]
-    assert read.shape == turned.shape
-    assert np.abs(read.astype(int) - turned).max() < 20
+    assert read.shape == rotated.shape
+    assert np.abs(read.astype(int) - rotated).max() < 20
     assert read_image(path, upright=False).shape == pixels.shape
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif"])
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
-def test_cut_off_files_are_named(tmp_path, suffix, part):
+def test_truncated_files_are_named(tmp_path, suffix, part):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(noise), f"a.{suffix}")
     content = path.read_bytes()
@@ -100,8 +100,8 @@ def test_cut_off_files_are_named(tmp_path, suffix, part):
         read_image(path)
 
 
-def test_other_broken_files_are_named(tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_other_invalid_files_are_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((2, 2), 1 << 20, dtype=np.int32)).save(tmp_path / "deep.tif")
     for name in ("text.jpg", "float.tif", "deep.tif", "missing.jpg", "."):

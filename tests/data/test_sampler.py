@@ -4,7 +4,7 @@ import pytest
 from condseg.data.sampler import GlobalBatchSampler, Shard
 
 
-def test_an_epoch_holds_each_picture_at_most_once_and_epochs_differ():
+def test_an_epoch_has_each_image_at_most_once_and_epochs_differ():
     sampler = GlobalBatchSampler(23, 4, seed=1)
     assert len(sampler) == 5
     epochs = [sampler.batches(epoch) for epoch in range(6)]
@@ -14,20 +14,19 @@ def test_an_epoch_holds_each_picture_at_most_once_and_epochs_differ():
     assert len({batches.tobytes() for batches in epochs}) == 6
     assert np.array_equal(GlobalBatchSampler(23, 4, seed=1).batches(3), epochs[3])
     assert not np.array_equal(GlobalBatchSampler(23, 4, seed=2).batches(3), epochs[3])
-    # What one epoch leaves out, others show.
     assert len(np.unique(epochs)) == 23
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 7, 13])
-def test_it_goes_on_at_any_step(start):
+def test_it_starts_at_any_step(start):
     step = 0
     sampler = GlobalBatchSampler(23, 4, position=lambda: step)
     whole = []
     for step in range(0, 20, 5):  # noqa: B007 (the sampler reads it)
         whole += list(sampler)
     step = start
-    assert list(sampler) == whole[start : start + 5]
-    assert list(sampler) == whole[start : start + 5], "asking does not move it"
+    for _ in range(2):  # iterating does not change the position
+        assert list(sampler) == whole[start : start + 5]
     assert whole[start][0][1] == start // 5
 
 
@@ -52,26 +51,26 @@ def test_groups_share_a_batch_only_in_the_rest():
     assert len(np.unique(batches)) == 96
     mixed = [len(np.unique(groups[batch])) > 1 for batch in batches]
     assert sum(mixed) <= 1
-    # Neither kind comes first: the groups are spread over the epoch.
+    # The groups are spread over the epoch.
     first = np.array([groups[batch[0]] for batch in batches])
     assert 0 < first[:6].sum() < 6 or 0 < first[6:].sum() < 6
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        ({"batch_size": 3, "world_size": 2}, "batch_size is 3.*multiples of the 2"),
-        ({"batch_size": 11}, r"batch_size is 11; 1\.\.10"),
+        ({"batch_size": 3, "world_size": 2}, "batch_size is 3.*multiples of their number 2"),
+        ({"batch_size": 11}, r"batch_size is 11; allowed is 1\.\.10"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_wrong_values_are_told(options, says):
-    with pytest.raises(ValueError, match=says):
+def test_values_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
         GlobalBatchSampler(10, **options)
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(7, 1), (7, 2), (3, 4), (8, 3)])
-def test_shards_hold_each_picture_once(count, ranks):
+def test_shards_have_each_image_once(count, ranks):
     shards = [list(Shard(count, rank, ranks)) for rank in range(ranks)]
     assert sorted(index for shard in shards for index in shard) == list(range(count))
     assert [len(Shard(count, rank, ranks)) for rank in range(ranks)] == list(map(len, shards))

@@ -3,8 +3,8 @@ import pytest
 import torch
 from support.tiny_model import write_checkpoint, write_set
 
-from condseg.data.coco import CocoDataset
 from condseg.data.collate import collate
+from condseg.data.dataset import CocoDataset
 from condseg.inference.device import pick_device
 from condseg.inference.evaluate import evaluate
 from condseg.inference.predictor import Predictor

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.tiny import train
 
-from condseg.data.datamodule import TABLETOP
+from condseg.data.files import TABLETOP
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from support import tiny
 
 from condseg.cli.train import CommandLine
-from condseg.data.coco import CocoDataset
+from condseg.data.dataset import CocoDataset
 from condseg.training.callbacks import LastCheckpoint, Stopped
 from condseg.zoo.checkpoint import load
 

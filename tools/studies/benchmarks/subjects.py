@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from condseg.data.datamodule import TABLETOP
+from condseg.data.files import TABLETOP
 from condseg.data.images import read_image
 from condseg.inference.predictor import Predictor
 from condseg.layers import DynamicDilatedPyramid2d, ODConv2d, set_implementation

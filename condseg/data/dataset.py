@@ -1,0 +1,199 @@
+"""COCO-format annotations and a folder of images -> samples."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from condseg.data.annotations import ImageRecord, read_annotations
+from condseg.data.images import read_depth, read_image
+from condseg.data.masks import from_layers, to_layers
+from condseg.data.records import SharedList
+from condseg.data.sampler import Key
+from condseg.data.transforms import seed_transform
+from condseg.structures import ImageInfo, Sample, Supervision, Targets
+
+
+class CocoDataset(Dataset[Sample]):
+    """The images of a COCO-format json with their objects.
+
+    The json is checked as a whole when it is opened. Polygons, RLE and compressed RLE are
+    supported; crowds are counted, but are no targets. If an image's size in the json is that of
+    the stored pixels before an EXIF rotation by 90 or 270 degrees, the image is not rotated,
+    since its annotations refer to the stored pixels; otherwise EXIF rotation is applied.
+
+    Args:
+        annotation_file: the json.
+        image_dir: folder to which its ``file_name`` entries are relative.
+        transform: of ``condseg.data.transforms``; None changes nothing.
+        skip_empty: skip images without objects (or with crowds only), as detectron2 and CondInst
+            do in training.
+        seed: of random transforms, with (epoch, position).
+        supervision: "masks" requires a segmentation of each object and derives its box from it;
+            "boxes" reads the ``bbox`` instead of the segmentation; "mixed" reads the ``bbox`` of
+            objects without a segmentation (missing, null or empty).
+        mask_fraction: with "mixed", the fraction of images whose segmentations are read, chosen
+            by a hash of the image id: the images of 0.2 are a subset of those of 0.5.
+        depth: read depth maps as well: 16-bit PNGs of the image's size, named by ``depth_file``
+            of each image relative to the json's folder; 0 is no measurement.
+
+    Attributes:
+        categories: sorted by id; labels 0..K-1 are positions in it.
+        counts: number of images, objects, crowds, ... by description, see :meth:`summary`.
+        sizes: (n, 2) height and width of each image in the json.
+        image_ids: (n,) ids of the images.
+
+    Raises:
+        ValueError: a file is missing or invalid; with the file, the id, the value and what is
+            allowed.
+    """
+
+    def __init__(
+        self,
+        annotation_file: str | Path,
+        image_dir: str | Path,
+        transform: A.Compose | None = None,
+        *,
+        skip_empty: bool = False,
+        seed: int = 0,
+        supervision: Supervision = "masks",
+        mask_fraction: float = 1.0,
+        depth: bool = False,
+    ) -> None:
+        self.annotation_file = Path(annotation_file)
+        self.image_dir = Path(image_dir)
+        self.transform = transform
+        self.seed = seed
+        self.depth = depth
+        annotations = read_annotations(self.annotation_file, supervision, mask_fraction)
+        self.categories, self.counts = annotations.categories, annotations.counts
+        images = annotations.images
+        self._check_files("image", (self.image_dir / image.file_name for image in images))
+        if skip_empty:
+            images = [image for image in images if image.labels]
+            self.counts["images without objects, skipped"] = len(annotations.images) - len(images)
+        if not images:
+            raise ValueError(f"{self.annotation_file}: has no images with objects")
+        if depth:
+            self._check_depth(images)
+        self.sizes = np.array([image.size for image in images])
+        self.image_ids = np.array([image.image_id for image in images])
+        self._images = SharedList(images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, key: int | Key) -> Sample:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        record: ImageRecord = self._images[index]
+        image = self._read_image(record)
+        layers = to_layers(record.segmentations, record.size)
+        # (n, 5): x1, y1, x2, y2, position of the object
+        box_rows = [(*box, n) for n, box in record.boxes.items()]
+        box_only = np.array(box_rows, np.float32).reshape(-1, 5)
+        maps = {"depth": self._read_depth(record)} if self.depth else {}
+        if self.transform is not None:
+            seed_transform(self.transform, self.seed, epoch, index)
+            result = self.transform(image=image, masks=layers, bboxes=box_only, **maps)
+            image, layers = result["image"], np.asarray(result["masks"])
+            box_only = np.asarray(result["bboxes"], np.float32).reshape(-1, 5)
+            maps = {name: result[name] for name in maps}
+        objects, masks, boxes = from_layers(layers, len(record.labels))
+        if len(box_only):
+            objects, masks, boxes = _add_box_only(objects, masks, boxes, box_only)
+        labels = torch.tensor(record.labels, dtype=torch.int64)[torch.from_numpy(objects)]
+        return Sample(
+            image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            targets=Targets(torch.from_numpy(boxes), labels, torch.from_numpy(masks)),
+            info=ImageInfo(
+                image_id=record.image_id,
+                file_name=str(self.image_dir / record.file_name),
+                original_size=record.size,
+                size=(image.shape[0], image.shape[1]),
+            ),
+            depth=torch.from_numpy(maps["depth"].astype(np.float32)) if self.depth else None,
+            lost_objects=len(record.labels) - len(objects),
+        )
+
+    def files(self, index: int) -> tuple[Path, Path | None]:
+        """The paths of an image and of its depth map; None if depth is not read."""
+        record: ImageRecord = self._images[index]
+        depth = self._depth_path(record) if self.depth else None
+        return self.image_dir / record.file_name, depth
+
+    def summary(self) -> str:
+        """One line with the counts of images, objects and what was skipped."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+        return f"{self.annotation_file}: {len(self.categories)} categories, {counts}"
+
+    def _read_image(self, record: ImageRecord) -> np.ndarray:
+        path = self.image_dir / record.file_name
+        image: np.ndarray = read_image(path)
+        if image.shape[:2] == record.size:
+            return image
+        stored: np.ndarray = read_image(path, upright=False)
+        if stored.shape[:2] == record.size:
+            return stored
+        raise ValueError(
+            f"{path} (image {record.image_id}): the file is {image.shape[0]}x{image.shape[1]} "
+            f"(height x width), {self.annotation_file} says {record.size[0]}x{record.size[1]}"
+        )
+
+    def _depth_path(self, record: ImageRecord) -> Path:
+        assert record.depth_file is not None  # _check_depth
+        return self.annotation_file.parent / record.depth_file
+
+    def _read_depth(self, record: ImageRecord) -> np.ndarray:
+        try:
+            return read_depth(self._depth_path(record), record.size)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.annotation_file}: image {record.image_id} ({record.file_name}): {error}"
+            ) from error
+
+    def _check_depth(self, images: list[ImageRecord]) -> None:
+        missing = [image for image in images if not image.depth_file]
+        if missing:
+            few = ", ".join(f"{image.image_id} ({image.file_name})" for image in missing[:3])
+            raise ValueError(
+                f"{self.annotation_file}: {len(missing)} of {len(images)} images have no "
+                f"depth_file: image {few}{', ...' if len(missing) > 3 else ''}; each image needs "
+                "one, or a network without depth (model.network.depth_channels null)"
+            )
+        self._check_files("depth map", map(self._depth_path, images))
+        self.counts["depth maps"] = len(images)
+
+    def _check_files(self, kind: str, paths: Iterable[Path]) -> None:
+        """Lists each folder once, which is much faster than checking each file."""
+        by_folder: dict[Path, list[str]] = defaultdict(list)
+        for path in paths:
+            by_folder[path.parent].append(path.name)
+        missing: list[Path] = []
+        for folder, names in by_folder.items():
+            present = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+            missing += [folder / name for name in names if name not in present]
+        if missing:
+            few = ", ".join(map(str, missing[:3]))
+            raise ValueError(
+                f"{self.annotation_file}: {len(missing)} of "
+                f"{sum(map(len, by_folder.values()))} {kind} files are missing: {few}"
+                f"{', ...' if len(missing) > 3 else ''}"
+            )
+
+
+def _add_box_only(
+    objects: np.ndarray, masks: np.ndarray, boxes: np.ndarray, box_only: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Adds objects known by a box only (x1, y1, x2, y2, position), with empty masks, in order."""
+    objects = np.concatenate((objects, box_only[:, 4].astype(np.int64)))
+    order = objects.argsort()
+    empty = np.zeros((len(box_only), *masks.shape[1:]), dtype=bool)
+    masks, boxes = np.concatenate((masks, empty)), np.concatenate((boxes, box_only[:, :4]))
+    return objects[order], masks[order], boxes[order]

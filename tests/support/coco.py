@@ -1,0 +1,49 @@
+"""Small COCO-format sets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from condseg.data.dataset import CocoDataset
+
+CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "pen"}]
+
+
+def square(x, y, side):
+    return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+class CocoSet:
+    """A json beside a folder of images of noise; ``open`` writes the changed ``content``."""
+
+    def __init__(self, root: Path, name="train", sizes=((40, 60), (60, 40), (40, 60)), objects=2):
+        self.root, self.json, self.images = root, root / f"instances_{name}.json", root / name
+        self.images.mkdir(parents=True)
+        generator = np.random.default_rng(0)
+        self.content = {"images": [], "annotations": [], "categories": list(CATEGORIES)}
+        for number, (height, width) in enumerate(sizes):
+            file_name = f"{number:03}.png"
+            pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(self.images / file_name)
+            image = {"id": 100 + number, "file_name": file_name, "height": height, "width": width}
+            self.content["images"].append(image)
+            for n in range(objects):
+                side = 6 + 2 * n
+                box = [2 + 9 * n, 3, side, side]
+                self.add(100 + number, [square(*box[:3])], box, n)
+        self.write()
+
+    def add(self, image_id, segmentation, bbox, n=0, **more):
+        entries = self.content["annotations"]
+        entry = {"id": 1000 + len(entries), "image_id": image_id, "iscrowd": 0}
+        entry |= {"category_id": (7, 2)[n % 2], "bbox": bbox, "area": bbox[2] * bbox[3]}
+        entries.append(entry | {"segmentation": segmentation} | more)
+
+    def write(self):
+        self.json.write_text(json.dumps(self.content))
+
+    def open(self, **options):
+        self.write()
+        return CocoDataset(self.json, self.images, **options)
