@@ -22,7 +22,11 @@ class CocoSet:
         self.root, self.json, self.images = root, root / f"instances_{name}.json", root / name
         self.images.mkdir(parents=True)
         generator = np.random.default_rng(0)
-        self.content = {"images": [], "annotations": [], "categories": list(CATEGORIES)}
+        self.content = {
+            "images": [],
+            "annotations": [],
+            "categories": [dict(c) for c in CATEGORIES],
+        }
         for number, (height, width) in enumerate(sizes):
             file_name = f"{number:03}.png"
             pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
