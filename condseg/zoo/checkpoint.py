@@ -28,7 +28,15 @@ from condseg.structures import Category
 if TYPE_CHECKING:
     Network = CondInst
 else:
-    Network = class_from_function(build_condinst, name="Network")
+
+    class _AnyCondInst(type(CondInst)):
+        def __instancecheck__(cls, instance: object) -> bool:  # checks of types see CondInst
+            return isinstance(instance, CondInst)
+
+    class _Buildable(CondInst, metaclass=_AnyCondInst):
+        pass
+
+    Network = class_from_function(build_condinst, _Buildable, "Network")
 """``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
 
 CONCRETE = (Backbone, Network, MaskLoss, PostProcess)
