@@ -50,7 +50,9 @@ def test_precision(checkpoint):
     for precision in ("32-true", "bf16-mixed"):
         predictor = Predictor.from_checkpoint(checkpoint, "cpu", precision=precision)
         seen = []
-        predictor.network.fpn.output[0].register_forward_hook(lambda m, i, y, s=seen: s.append(y))
+        predictor.network.pyramid.output[0].register_forward_hook(
+            lambda m, i, y, s=seen: s.append(y)
+        )
         found[precision] = predictor(image)
         assert seen[0].dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
     best = [f.scores[:5] for f in found.values()]

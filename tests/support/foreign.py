@@ -1,4 +1,4 @@
-"""Checkpoints as other projects write them, made of a small network of ours."""
+"""Checkpoints in the form of other projects, from a small network of condseg."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from condseg.models import Backbone, BiFPN, CondInst, FCOSHead, build_condinst
 
-BACKBONE = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
-PARTS = {
+BACKBONE: dict[str, Any] = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
+PARTS: dict[str, Any] = {
     "num_classes": 80,
     "channels": 64,
     "head": partial(FCOSHead, tower_convs=1),
     "mask_branch_channels": 16,
     "mask_branch_convs": 2,
 }
-# A round of AdelaiDet's BiFPN names its nodes by their level and their inputs' numbers: five maps,
-# then the nodes themselves; down to P3, up to P7.
+# AdelaiDet's BiFPN names a node by its level and the numbers of its inputs: five maps, then the
+# nodes down to P3 and up to P7.
 _NODES = ("f3_3_4", "f2_2_5", "f1_1_6", "f0_0_7", "f1_1_7_8", "f2_2_6_9", "f3_3_5_10", "f4_4_11")
 _ROUND = r"pyramid\.blocks\.(\d)\."
 _BIFPN = (
@@ -85,12 +85,12 @@ def small_network(style: str = "caffe", **parts: Any) -> CondInst:
     torch.manual_seed(0)
     network = build_condinst(Backbone(**BACKBONE, style=style), **PARTS | parts)
     assert network.head.class_logits.bias is not None
-    torch.nn.init.zeros_(network.head.class_logits.bias)  # detections, untrained as it is
+    torch.nn.init.zeros_(network.head.class_logits.bias)  # detections, also if untrained
     return network.eval()
 
 
 def adelaidet(network: CondInst) -> dict[str, Tensor]:
-    """Its frozen batch norms have no counters; constants of the normalisation are tensors."""
+    """Without counters of frozen batch norms; the constants of normalization are tensors."""
     state = _renamed(network, _ADELAIDET)
     state = {re.sub(r"^(res\d)", r"backbone.bottom_up.\1", k): v for k, v in state.items()}
     frozen = "backbone.bottom_up.(stem|res[2-5])"

@@ -56,7 +56,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, server: Server, digits: str) -> str
 
 
 def test_downloaded_once_and_converted(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert open_model(model=NAME).network.num_classes == 80
+    assert len(open_model(model=NAME).categories) == 80
     printed = capsys.readouterr().err
     licence = printed.index("weights of AdelaiDet, for non-commercial use only")
     assert licence < printed.index(f"downloading {server.url}{FILE}")
