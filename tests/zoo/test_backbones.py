@@ -73,7 +73,7 @@ def test_the_backbone_of_odconvs_mask_rcnn(
     with torch.no_grad():
         network.eval()(x)
         assert torch.equal(backbone(x)[-1], maps["layer4"])
-    with pytest.raises(ValueError, match="of dynamic layers; conv must say of which"):
+    with pytest.raises(ValueError, match="of dynamic layers; conv must say which"):
         Backbone("resnet18", path)
     with pytest.raises(ValueError, match=r"\(2, 64, 64, 3, 3\) in the file, \(4, 64, 64, 3, 3\)"):
         Backbone("resnet18", path, conv=functools.partial(ODConv2d, num_experts=4))
