@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from condseg.models import Criterion, MaskLoss, PostProcess, SemanticLoss
+from condseg.models import CondInst, Criterion, MaskLoss, PostProcess, SemanticLoss
 from condseg.models.losses import DenseLoss
 from condseg.training.module import CondInstModule
 from condseg.training.schedules import OptimizerFactory, ScheduleFactory
@@ -10,7 +10,7 @@ from condseg.zoo.checkpoint import Network
 
 
 def build_module(
-    network: Network,
+    network: CondInst,
     mask_loss: MaskLoss,
     postprocess: PostProcess,
     optimizer: OptimizerFactory,
@@ -45,3 +45,7 @@ def build_module(
     criterion = Criterion(loss, mask_loss, semantic_loss)
     parts = (network, criterion, postprocess, optimizer, schedule)
     return CondInstModule(*parts, backbone_lr, attention_lr)
+
+
+# A configuration has the arguments of build_condinst in place of CondInst's parts.
+build_module.__annotations__["network"] = Network

@@ -8,34 +8,33 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from condseg.evaluation import CocoEvaluator
 from condseg.models.condinst import CondInst
 from condseg.models.losses.criterion import Criterion
 from condseg.models.postprocess import PostProcess
 from condseg.structures import Batch, Detections
+from condseg.training.parameter_groups import parameter_groups, scale_learning_rates
 from condseg.training.schedules import OptimizerFactory, ScheduleFactory
 from condseg.zoo.checkpoint import RECIPE
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-
 
 class CondInstModule(LightningModule):
-    """Trains a network by a criterion and evaluates it through a post-process.
+    """Trains a network with a criterion and evaluates it with a post-process.
 
     Args:
-        network: what is trained.
+        network: the trained network.
         criterion: its losses.
         postprocess: dense predictions -> detections.
-        optimizer: makes the optimizer of the parameter groups.
-        schedule: makes its learning-rate schedule, stepped once per optimizer step.
-        backbone_lr: multiplies the learning rate of the backbone.
-        attention_lr: multiplies the learning rate of the layers' attentions, on top.
+        optimizer: builds the optimizer from parameter groups.
+        schedule: builds its learning-rate schedule, stepped once per optimizer step.
+        backbone_lr: factor of the backbone's learning rate.
+        attention_lr: factor of the attentions' learning rate, in addition.
 
     Attributes:
-        recipe: plain data from which a checkpoint rebuilds its model; the command line fills in
-            ``model`` (arguments of the parts) and ``data``.
+        recipe: plain data from which :func:`condseg.zoo.checkpoint.restore` rebuilds the model;
+            set by the command line.
     """
 
     def __init__(
@@ -73,25 +72,25 @@ class CondInstModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.loss(batch)
         total = torch.stack(list(losses.values())).sum()
-        shown = torch.stack([total, *losses.values()]).detach()
-        # Each rank has its share of the global batch's loss; what is logged is the whole.
-        shown = self.trainer.strategy.reduce(shown, reduce_op="mean")
+        logged = torch.stack([total, *losses.values()]).detach()
+        # Each rank computes its part of the global batch's loss; the log shows the whole.
+        logged = self.trainer.strategy.reduce(logged, reduce_op="mean")
         names = ["loss", *losses]
-        self._check_finite(dict(zip(names, shown, strict=True)))
-        for name, value in zip(names, shown, strict=True):
+        self._check_finite(dict(zip(names, logged, strict=True)))
+        for name, value in zip(names, logged, strict=True):
             self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch))
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("train/lr", rate, batch_size=len(batch))
         return total
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        """Ends a run that learns nothing any more; looked at only when a step is logged."""
+        """Stops a diverged run; checked only in steps that are logged, as it synchronises a GPU."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.global_step % max(every, 1) == 0:
-            wrong = [name for name, value in losses.items() if not bool(value.isfinite())]
-            if wrong:
+            infinite = [name for name, value in losses.items() if not bool(value.isfinite())]
+            if infinite:
                 raise ValueError(
-                    f"{', '.join(wrong)} at step {self.global_step} is not a finite number; "
+                    f"{', '.join(infinite)} at step {self.global_step} is not a finite number; "
                     "a lower --model.optimizer.init_args.lr, a longer warm-up or "
                     "--trainer.precision 32-true helps"
                 )
@@ -114,18 +113,17 @@ class CondInstModule(LightningModule):
         if self.trainer.sanity_checking:
             return
         assert self._evaluator is not None
-        report = self._evaluator.compute()  # brings the ranks together: the same on each
+        report = self._evaluator.compute()  # over all ranks
         for name, value in report.metrics.items():
             self.log(f"val/{name.replace('/', '_')}", value, rank_zero_only=False)
         rank_zero_info(f"\nvalidation after {self.global_step} steps\n{report.table()}\n")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self.network))
-        for group in optimizer.param_groups:
-            group["lr"] *= self._lr_factor(group["name"])
+        scale_learning_rates(optimizer, self.backbone_lr, self.attention_lr)
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise ValueError("trainer.max_steps and trainer.max_epochs are both -1; give one")
+            raise ValueError("trainer.max_steps and trainer.max_epochs are both -1; set one")
         schedule = self.schedule(optimizer, int(steps))
         return {
             "optimizer": optimizer,
@@ -138,10 +136,10 @@ class CondInstModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, and for fused optimizers under bfloat16 as well.
+        """Clips as Lightning does, and also for fused optimizers under bfloat16.
 
-        Lightning refuses to clip for fused optimizers under autocast, for they undo the scaling of
-        float16's gradients by themselves, later; gradients under bfloat16 are not scaled.
+        Lightning refuses to clip for fused optimizers under autocast because they unscale float16
+        gradients themselves, later; bfloat16 gradients are not scaled.
         """
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         by_norm = gradient_clip_algorithm in (None, "norm")
@@ -151,33 +149,6 @@ class CondInstModule(LightningModule):
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _lr_factor(self, group: str) -> float:
-        backbone = self.backbone_lr if "backbone" in group else 1.0
-        return backbone * (self.attention_lr if "attention" in group else 1.0)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.recipe is not None:
             checkpoint[RECIPE] = self.recipe
-
-
-def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that train, grouped by how they train; the names say what is in a group.
-
-    Norms have no weight decay, as in the official training (detectron2's ``WEIGHT_DECAY_NORM``);
-    biases have it there, and so here. A name is made of "backbone", "attention" and "norm".
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    for path, module in network.named_modules():
-        words = [
-            *(["backbone"] if path.startswith("backbone") else []),
-            *(["attention"] if "attention" in path.split(".") else []),
-            *(["norm"] if isinstance(module, NORMS) else []),
-        ]
-        name = " ".join(words) or "other"
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad:
-                group = groups.setdefault(name, {"params": [], "name": name})
-                group["params"].append(parameter)
-                if "norm" in words:
-                    group["weight_decay"] = 0.0
-    return list(groups.values())

@@ -86,8 +86,8 @@ def test_unknown_configuration(capsys: pytest.CaptureFixture[str]) -> None:
 def test_missing_coco_is_reported_before_the_network_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = "condseg.models.backbones.backbone._resnet"
-    monkeypatch.setattr(backbone, lambda *_: pytest.fail("built"))
+    resnet = "condseg.models.backbones.backbone.resnet"
+    monkeypatch.setattr(resnet, lambda *_: pytest.fail("built"))
     message = error(["--config=condinst_odconv.yaml", f"--data.root={tmp_path / 'coco'}"], capsys)
     assert "tools/download_coco.py" in message
     assert "--config tabletop.yaml" in message

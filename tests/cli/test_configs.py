@@ -72,7 +72,7 @@ def optimizer_and_factors(
 def test_dynamic_layers(tmp_path: Path, name: str, layer: type[Any], count: int) -> None:
     model = build(tmp_path, f"--config={name}").model
     assert parts(model, layer) == count
-    assert model.network.num_classes == 2
+    assert model.network.head.class_logits.out_channels == 2
 
 
 def test_boxinst_with_everything(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_boxinst_with_everything(tmp_path: Path) -> None:
     cli = build(tmp_path, *files, "--model.network.backbone.width=8")
     assert parts(cli.model, DeformConv2d) == 11  # blocks 0, 3, ... of three stages
     assert parts(cli.model, BiFPNBlock) == 6
-    assert cli.model.criterion.supervision == cli.datamodule.supervision == "boxes"
+    assert cli.config.model.mask_loss.supervision == cli.datamodule.supervision == "boxes"
     assert cli.model.network.mask_head.num_params == 233  # as AdelaiDet's checkpoints
     assert cli.trainer.max_steps == 270_000
     _, factors = optimizer_and_factors(cli, 209_999, 210_000, 249_999, 250_000)
@@ -126,12 +126,10 @@ def test_quickstart(tmp_path: Path) -> None:
     assert any(isinstance(callback, ExponentialAveraging) for callback in callbacks)
 
 
-def test_rgbd_is_the_quickstart_with_depth() -> None:
-    quickstart, rgbd = (
-        yaml.safe_load((tiny.CONFIGS / name).read_text())
-        for name in ("quickstart.yaml", "condinst_rgbd.yaml")
-    )
-    network = rgbd["model"]["network"]
-    assert network.pop("depth_channels") > 0
-    assert network.pop("mask_filter") == {"class_path": "condseg.layers.DynamicDilatedPyramid2d"}
-    assert rgbd == quickstart
+def test_rgbd_overrides_the_quickstart(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    files = ("--config=quickstart.yaml", "--config=condinst_rgbd.yaml")
+    without_depth = "--model.network.depth_channels=null"
+    network = build(tmp_path, *files, without_depth).model.network
+    assert any(isinstance(m, DynamicDilatedPyramid2d) for m in network.modules())
+    assert network.depth_encoder is None

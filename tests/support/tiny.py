@@ -90,15 +90,20 @@ def arguments(root: Path, runs: Path, *more: str) -> list[str]:
     ]
 
 
-def train(words: list[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Runs tools/train.py as a user does."""
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "tools" / "train.py"), *words],
-        capture_output=True,
+def start(args: list[str], **variables: str) -> subprocess.Popen[str]:
+    """Starts tools/train.py as a user does, in a process group of its own.
+
+    Args:
+        args: of the command.
+        variables: of the environment.
+    """
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tools" / "train.py"), *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
-        env=environment(),
+        env=environment() | variables,
+        start_new_session=True,
     )
 
 

@@ -1,13 +1,12 @@
-"""A run that is broken off and goes on is the run without the break."""
+"""An interrupted and resumed run equals the uninterrupted one, number by number."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -17,25 +16,27 @@ from support import tiny
 
 from condseg.cli.train import CommandLine
 from condseg.data.dataset import CocoDataset
-from condseg.training.callbacks import LastCheckpoint, Stopped
+from condseg.training.callbacks import Stopped
 from condseg.zoo.checkpoint import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
-# Random choice of proposals and a moving average: both must survive the break.
-LONG = (
-    "--trainer.max_steps=9",
+# With a random choice of proposals and a moving average, both of which must be restored. An epoch
+# has two steps.
+ARGS = (
+    "--trainer.max_steps=6",
     "--trainer.val_check_interval=3",
-    "--model.criterion.max_proposals=6",
+    "--model.mask_loss.max_proposals=6",
     "--trainer.callbacks+=condseg.training.callbacks.ExponentialAveraging",
     "--progress.refresh_rate=0",
+    "--validation_images.count=0",
 )
 
 
 class Signal(Callback):
     """Sends this process a signal in the given step, or in the validation after it."""
 
-    def __init__(self, number: int, step: int, validating: bool) -> None:
+    def __init__(self, number: int, step: int, validating: bool = False) -> None:
         self.number, self.step, self.validating = number, step, validating
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
@@ -47,49 +48,30 @@ class Signal(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def run(data: Path, runs: Path, *more: str, end: Signal | None = None) -> None:
-    cli = CommandLine(tiny.arguments(data, runs, *LONG, *more))
-    if end is not None:
-        cli.trainer.callbacks.insert(0, end)  # type: ignore[attr-defined]
-    cli.fit()
+def run(data: Path, runs: Path, *args: str, interrupt: Signal | None = None) -> None:
+    cli = CommandLine(tiny.arguments(data, runs, *ARGS, *args))
+    if interrupt is None:
+        cli.fit()
+        return
+    cli.trainer.callbacks.insert(0, interrupt)  # type: ignore[attr-defined]
+    with pytest.raises(Stopped) as stopped:
+        cli.fit()
+    assert stopped.value.code == 128 + interrupt.number
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The data, and the runs' folder of a training without a break."""
-    folder = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The data set, and the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     data = tiny.make_set(folder / "data")
     run(data, folder / "runs")
     return data, folder / "runs"
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(tiny.REPOSITORY / "tools" / "train.py"), *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=tiny.environment(),
-        start_new_session=True,
-    )
-
-
-def wait_for_steps(runs: Path, steps: int, process: subprocess.Popen[str]) -> None:
-    """Until metrics.csv has that many training steps."""
-    for _ in range(6000):  # five minutes: other processes may be at work
-        try:
-            if len(tiny.losses(runs)) >= steps:
-                return
-        except (FileNotFoundError, KeyError):
-            pass
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError("the training makes no steps")
-
-
-def same_end(data: Path, runs: Path, whole: Path, *more: str) -> None:
-    """Goes on with ``--ckpt_path last`` and compares every number with the unbroken run."""
-    run(data, runs, "--ckpt_path=last", *more)
+def resume_and_compare(data: Path, runs: Path, whole: Path, *args: str) -> None:
+    """Resumes with ``--ckpt_path last`` and compares all numbers with the uninterrupted run."""
+    run(data, runs, "--ckpt_path=last", *args)
     assert [path.name for path in (runs / "tiny").iterdir()] == ["version_0"]
     one, other = (r / "tiny/version_0" for r in (runs, whole))
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
@@ -98,89 +80,38 @@ def same_end(data: Path, runs: Path, whole: Path, *more: str) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("step", "validating"),
-    [(1, False), (2, False), (3, False), (3, True), (5, False), (9, False), (9, True)],
-    ids=[
-        "first step",
-        "last step of an epoch",
-        "step before a validation",
-        "validation",
-        "amid an epoch",
-        "last step",
-        "last validation",
-    ],
-)
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(
-    unbroken: tuple[Path, Path], tmp_path: Path, step: int, validating: bool
-) -> None:
-    data, whole = unbroken
-    number = signal.SIGINT if step % 2 else signal.SIGTERM
-    with pytest.raises(Stopped) as stopped:
-        run(data, tmp_path, end=Signal(number, step, validating))
-    assert stopped.value.code == 128 + number
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    same_end(data, tmp_path, whole)
+STOPS = {
+    "first step": Signal(signal.SIGINT, 1),
+    "last step of an epoch": Signal(signal.SIGTERM, 2),
+    "step before a validation": Signal(signal.SIGINT, 3),
+    "validation": Signal(signal.SIGTERM, 3, validating=True),
+    "first step of an epoch": Signal(signal.SIGINT, 5),
+    "last step": Signal(signal.SIGTERM, 6),
+    "last validation": Signal(signal.SIGINT, 6, validating=True),
+}
 
 
-def test_a_finished_run_goes_on_with_more_steps(
-    unbroken: tuple[Path, Path], tmp_path: Path
-) -> None:
-    data, whole = unbroken
-    run(data, tmp_path, "--trainer.max_steps=6")
-    run(data, tmp_path, "--ckpt_path=last")
-    rows = [
-        [
-            row.split(",")[:2]
-            for row in (runs / "tiny/version_0/metrics.csv").read_text().splitlines()
-        ]
-        for runs in (tmp_path, whole)
-    ]
-    assert rows[0] == rows[1]
-
-
-def test_the_warm_up_of_learning_from_boxes_goes_on(
-    unbroken: tuple[Path, Path], tmp_path: Path
-) -> None:
-    data, more = (
-        unbroken[0],
-        ("--data.supervision=boxes", "--model.criterion.pairwise_warmup_steps=8"),
-    )
-    run(data, tmp_path / "whole", *more)
-    with pytest.raises(Stopped):
-        run(data, tmp_path / "broken", *more, end=Signal(signal.SIGTERM, 5, False))
-    same_end(data, tmp_path / "broken", tmp_path / "whole", *more)
-    state = load(tmp_path / "broken/tiny/version_0/checkpoints/last.ckpt")["state_dict"]
-    assert state["criterion.boxinst.steps"] == 9
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_whole_group_of_processes(
-    unbroken: tuple[Path, Path], tmp_path: Path, number: signal.Signals
-) -> None:
-    """A terminal sends Ctrl-C to the loader's workers as well, ``timeout`` its SIGTERM."""
-    data, whole = unbroken
-    process = start(tiny.arguments(data, tmp_path, *LONG, "--data.workers=1"))
-    wait_for_steps(tmp_path, 2, process)
-    os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
-    assert "--config tiny.yaml --ckpt_path last" in errors
-    same_end(data, tmp_path, whole)
+@pytest.mark.parametrize("stop", STOPS)
+def test_after_a_signal(uninterrupted: tuple[Path, Path], tmp_path: Path, stop: str) -> None:
+    data, whole = uninterrupted
+    run(data, tmp_path, interrupt=STOPS[stop])
+    resume_and_compare(data, tmp_path, whole)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a worker exited"), ConnectionResetError(104)])
-def test_a_signal_that_takes_the_workers_too(
-    error: Exception, unbroken: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_after_a_signal_that_also_ended_the_workers(
+    error: Exception,
+    uninterrupted: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the loader raises while the next batch is waited for is not the user's mistake."""
-    data, whole = unbroken
-    read, taken = CocoDataset.__getitem__, []
+    """The loader's error while it waits for the next batch is not the user's error."""
+    data, whole = uninterrupted
+    read, keys = CocoDataset.__getitem__, []
 
     def item(self: CocoDataset, key: Any) -> Any:
-        taken.append(key)
-        if len(taken) == 16:
+        keys.append(key)
+        if len(keys) == 16:
             os.kill(os.getpid(), signal.SIGTERM)
             raise error
         return read(self, key)
@@ -191,31 +122,76 @@ def test_a_signal_that_takes_the_workers_too(
     monkeypatch.setattr(CocoDataset, "__getitem__", read)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert (tmp_path / "tiny/version_0/checkpoints/last.ckpt").is_file()
-    same_end(data, tmp_path, whole)
+    resume_and_compare(data, tmp_path, whole)
 
 
-def test_kill_and_go_on(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
-    data, whole = unbroken
-    process = start(tiny.arguments(data, tmp_path, *LONG, "--last_checkpoint.every_n_steps=2"))
-    wait_for_steps(tmp_path, 5, process)
+def test_a_finished_run_continues_with_more_steps(
+    uninterrupted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, whole = uninterrupted
+    run(data, tmp_path, "--trainer.max_steps=3")
+    run(data, tmp_path, "--ckpt_path=last")
+    one, other = (
+        (runs / "tiny/version_0/metrics.csv").read_text().splitlines() for runs in (tmp_path, whole)
+    )
+    assert [row.split(",")[:2] for row in one] == [row.split(",")[:2] for row in other]
+
+
+def test_the_warmup_of_boxinst_is_restored(
+    uninterrupted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, _ = uninterrupted
+    args = ("--data.supervision=boxes", "--model.mask_loss.pairwise_warmup_steps=8")
+    run(data, tmp_path / "whole", *args)
+    run(data, tmp_path / "resumed", *args, interrupt=Signal(signal.SIGTERM, 5))
+    resume_and_compare(data, tmp_path / "resumed", tmp_path / "whole", *args)
+    state = load(tmp_path / "resumed/tiny/version_0/checkpoints/last.ckpt")["state_dict"]
+    assert [int(state[name]) for name in state if name.endswith("boxinst.steps")] == [6]
+
+
+def test_checkpoint_of_another_network(uninterrupted: tuple[Path, Path], tmp_path: Path) -> None:
+    data, whole = uninterrupted
+    other = whole / "tiny/version_0/checkpoints/last.ckpt"
+    with pytest.raises(ValueError, match=r"model.network.channels 64, this configuration 96"):
+        run(data, tmp_path, f"--ckpt_path={other}", "--model.network.channels=96")
+
+
+def wait_for_steps(runs: Path, steps: int, process: Popen[str]) -> None:
+    """Waits until metrics.csv has that many training steps."""
+    for _ in range(6000):  # five minutes, for a busy machine
+        try:
+            if len(tiny.losses(runs)) >= steps:
+                return
+        except (FileNotFoundError, KeyError):
+            pass
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError(f"fewer than {steps} steps in five minutes")
+
+
+@pytest.mark.tool
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_to_the_process_group(
+    uninterrupted: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    """A terminal sends Ctrl-C to the loader's workers as well, ``timeout`` its SIGTERM."""
+    data, whole = uninterrupted
+    process = tiny.start(tiny.arguments(data, tmp_path, *ARGS, "--data.workers=1"))
+    wait_for_steps(tmp_path, 2, process)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert "--config tiny.yaml --ckpt_path last" in errors
+    resume_and_compare(data, tmp_path, whole)
+
+
+@pytest.mark.tool
+def test_after_kill(uninterrupted: tuple[Path, Path], tmp_path: Path) -> None:
+    data, whole = uninterrupted
+    args = tiny.arguments(data, tmp_path, *ARGS, "--last_checkpoint.every_n_steps=2")
+    process = tiny.start(args)
+    wait_for_steps(tmp_path, 3, process)
     process.kill()
     process.communicate(timeout=60)
-    same_end(data, tmp_path, whole)
-
-
-def test_last_without_a_run(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--ckpt_path last: no run in .* has one; start with"):
-        run(unbroken[0], tmp_path, "--ckpt_path=last")
-
-
-def test_checkpoint_of_another_network(unbroken: tuple[Path, Path], tmp_path: Path) -> None:
-    data, whole = unbroken
-    other = whole / "tiny/version_0/checkpoints/last.ckpt"
-    message = r"has model.network.tower_convs 1, this configuration 2"
-    with pytest.raises(ValueError, match=message):
-        run(data, tmp_path, f"--ckpt_path={other}", "--model.network.tower_convs=2")
-
-
-def test_steps_between_writings() -> None:
-    with pytest.raises(ValueError, match="every_n_steps is 0; 1 or more"):
-        LastCheckpoint(0)
+    resume_and_compare(data, tmp_path, whole)

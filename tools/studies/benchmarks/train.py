@@ -16,7 +16,7 @@ from condseg.layers import set_implementation
 from condseg.models.condinst import CondInst
 from condseg.models.losses.criterion import Criterion
 from condseg.structures import Batch
-from condseg.training.module import parameter_groups
+from condseg.training.parameter_groups import parameter_groups
 from studies.benchmarks import subjects
 from studies.benchmarks.compare import FAST, REFERENCE, Comparison, Line
 from studies.benchmarks.measure import Run

@@ -1,0 +1,52 @@
+"""Which parameters train with which learning rate and weight decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from condseg.layers import ConvSlot
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """The trained parameters in groups, named by "backbone", "attention" and "norm".
+
+    Norms have no weight decay, as in the official training (detectron2's ``WEIGHT_DECAY_NORM``);
+    biases have it, as there.
+    """
+    layers = [module for module in network.modules() if isinstance(module, ConvSlot)]
+    attention = {id(p) for layer in layers for p in layer.attention_parameters()}
+    groups: dict[str, dict[str, Any]] = {}
+    for path, module in network.named_modules():
+        norm = isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            labels = {
+                "backbone": path.startswith("backbone"),
+                "attention": id(parameter) in attention,
+                "norm": norm,
+            }
+            name = " ".join(label for label, applies in labels.items() if applies) or "other"
+            group = groups.setdefault(name, {"params": [], "name": name})
+            group["params"].append(parameter)
+            if norm:
+                group["weight_decay"] = 0.0
+    return list(groups.values())
+
+
+def scale_learning_rates(optimizer: Optimizer, backbone: float, attention: float) -> None:
+    """Multiplies the learning rates of an optimizer of :func:`parameter_groups`.
+
+    Args:
+        optimizer: the optimizer.
+        backbone: factor for the backbone.
+        attention: factor for attentions, in addition.
+    """
+    for group in optimizer.param_groups:
+        factor = backbone if "backbone" in group["name"] else 1.0
+        group["lr"] *= factor * (attention if "attention" in group["name"] else 1.0)

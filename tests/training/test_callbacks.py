@@ -1,0 +1,71 @@
+"""Temperature annealing, weight averaging, and the callbacks' arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from condseg.layers import ODConv2d, set_temperature
+from condseg.training.callbacks import (
+    ExponentialAveraging,
+    LastCheckpoint,
+    TemperatureAnnealing,
+    ValidationImages,
+)
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (partial(ExponentialAveraging, -0.1), "decay is -0.1; 0 or more and below 1"),
+        (partial(ExponentialAveraging, 1.0), "decay is 1.0; 0 or more and below 1"),
+        (partial(ExponentialAveraging, every_n_steps=0), "every_n_steps is 0; 1 or more"),
+        (partial(LastCheckpoint, 0), "every_n_steps is 0; 1 or more"),
+        (partial(ValidationImages, -1), "count is -1; 0 or more"),
+        (partial(TemperatureAnnealing, 0.5), "start is 0.5; a temperature of 1 or more"),
+        (partial(TemperatureAnnealing, steps=-1), "steps is -1; 0 or more"),
+    ],
+)
+def test_wrong_arguments(callback: Callable[[], Callback], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        callback()
+
+
+def test_temperature_falls_linearly_to_one() -> None:
+    annealing = TemperatureAnnealing(start=30.0, steps=10)
+    assert [annealing.temperature(step) for step in (0, 5, 10, 99)] == [30, 15.5, 1, 1]
+    assert TemperatureAnnealing(steps=0).temperature(0) == 1
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_moving_average(every: int) -> None:
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = ODConv2d(2, 2, 3, padding=1, num_experts=2)
+
+    module = Module()
+    averaging = ExponentialAveraging(decay=0.5, every_n_steps=every)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False)
+    averaging.setup(trainer, module, "fit")
+    expected = module.conv.weight.detach().clone()
+    steps_done = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+    for step in range(1, 9):
+        with torch.no_grad():
+            module.conv.weight.add_(1.0)
+        set_temperature(module, 10.0 - step)
+        steps_done.total.completed = step
+        averaging.on_train_batch_end(trainer, module, None, None, step)
+        t = step - 1  # the first update copies
+        if t % every:
+            continue
+        decay = min(0.5, (1 + t) / (10 + t)) ** every if t else 0.0
+        expected = decay * expected + (1 - decay) * module.conv.weight.detach()
+        assert averaging._average_model is not None
+        average = averaging._average_model.module.conv
+        torch.testing.assert_close(average.weight, expected)
+        assert float(average.temperature) == 10.0 - step
