@@ -8,6 +8,7 @@ import pytest
 import torch
 from studies.benchmarks import subjects
 from studies.benchmarks.measure import multiply_adds, peak_bytes
+from studies.published.detector import paste_whole
 from studies.published.layers import filter_unfolded
 from torch import Tensor
 from torch.autograd import grad
@@ -16,7 +17,7 @@ from condseg.layers import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.ops.losses import dice_loss
-from condseg.ops.paste import paste, paste_plainly
+from condseg.ops.paste import paste
 from condseg.structures import MaskQueries
 
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def test_paste_memory_is_flat() -> None:
 
     assert beside_the_masks(40) < 1.05 * beside_the_masks(16)
     args = (logits, 4, size, size, 0.5)
-    assert beside_the_masks(40) < 0.25 * peak_bytes(lambda: paste_plainly(*args), CPU)
+    assert beside_the_masks(40) < 0.25 * peak_bytes(lambda: paste_whole(*args), CPU)
 
 
 @pytest.mark.slow

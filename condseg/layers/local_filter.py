@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-from condseg import native
 
 BLOCK = 2**18
 """Elements of a map processed at a time: about a core's cache."""
@@ -29,9 +27,8 @@ def filter_locally(
     .. math:: y_{c,p} = \sum_t k_{c,t,p}\; x_{c,\, p + d \delta_t}, \qquad
         \delta_t = (t \div k_w - k_h \div 2,\; t \bmod k_w - k_w \div 2)
 
-    The unfolded map, T times as large as x, is never in memory, neither forward nor backward: a
-    loop in C++ reads every filter once; without it, taps are summed one by one, in blocks that
-    stay in the cache.
+    The unfolded map, T times as large as x, is never in memory, neither forward nor backward: taps
+    are summed one by one, in blocks that stay in the cache.
 
     Args:
         x: the map; zeros lie outside of it.
@@ -48,7 +45,7 @@ def filter_locally(
         return _tap_by_tap(x, filters, kernel_size, dilation)  # compiled into one loop
     shape = x.shape
     if filters.shape[1] == x.shape[1]:
-        # Channels that share no filter are as independent as samples.
+        # Channels that share no filter are independent, like samples.
         x, filters = x.reshape(-1, 1, *x.shape[2:]), filters.reshape(-1, 1, *filters.shape[2:])
     apply: Callable[..., Tensor] = _FilterLocally.apply
     return apply(x, filters, kernel_size, dilation).view(shape)
@@ -62,13 +59,10 @@ def _tap_by_tap(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilati
 
 
 class _FilterLocally(torch.autograd.Function):
-    """The same, and its gradients, in place."""
+    """The same sum, and its gradients, in place."""
 
     @staticmethod
     def forward(x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
-        if native.supports(x):
-            summed: Tensor = torch.ops.condseg.filter_locally(x, filters, kernel_size, dilation)
-            return summed
         y = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         for block in _blocks(x):
             part, kernels, result = x[block], filters[block], y[block]
@@ -86,10 +80,6 @@ class _FilterLocally(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, filters = ctx.saved_tensors
-        if native.supports(x):
-            where = (ctx.kernel_size, ctx.dilation)
-            grads = torch.ops.condseg.filter_locally_gradients(x, filters, grad_y, *where)
-            return (*grads, None, None)
         grad_y = grad_y.contiguous()
         grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
         shared = filters.shape[1] < x.shape[1]
@@ -104,52 +94,10 @@ class _FilterLocally(torch.autograd.Function):
                     torch.sum(grad * window, 1, keepdim=True, out=grad_kernel)
                 else:
                     torch.mul(grad, window, out=grad_kernel)
-            dy, dx = _reach(ctx.kernel_size, ctx.dilation)
+            dy, dx = _margins(ctx.kernel_size, ctx.dilation)
             height, width = x.shape[2:]
             grad_x[block] = grad_padded[..., dy : dy + height, dx : dx + width]
         return grad_x, grad_filters, None, None
-
-
-def _sums(x: Sequence[int], filters: Sequence[int], *_: Any) -> int:
-    return math.prod(x) * filters[2]
-
-
-@native.operator(
-    "filter_locally(Tensor x, Tensor filters, int[] kernel_size, int dilation) -> Tensor",
-    lambda x, *_: torch.empty(x.shape, dtype=x.dtype, device=x.device),
-    _sums,
-)
-def _filter_locally(x: Tensor, filters: Tensor, kernel_size: list[int], dilation: int) -> Tensor:
-    y = torch.empty(x.shape)
-    maps, work = _where(x, filters, kernel_size, dilation)
-    native.call("filter_locally", x.contiguous(), filters.contiguous(), y, work, *maps)
-    return y
-
-
-@native.operator(
-    "filter_locally_gradients(Tensor x, Tensor filters, Tensor grad_y, int[] kernel_size, "
-    "int dilation) -> (Tensor, Tensor)",
-    lambda x, filters, *_: (x.new_empty(x.shape), filters.new_empty(filters.shape)),
-    lambda *shapes: 2 * _sums(*shapes),
-)
-def _filter_locally_gradients(
-    x: Tensor, filters: Tensor, grad_y: Tensor, kernel_size: list[int], dilation: int
-) -> tuple[Tensor, Tensor]:
-    grads = torch.empty(x.shape), torch.empty(filters.shape)
-    maps, work = _where(x, filters, kernel_size, dilation)
-    inputs = (x.contiguous(), filters.contiguous(), grad_y.contiguous())
-    native.call("filter_locally_gradients", *inputs, *grads, work, *maps)
-    return grads
-
-
-def _where(
-    x: Tensor, filters: Tensor, kernel_size: list[int], dilation: int
-) -> tuple[list[int], Tensor]:
-    """What the loops want to know, filters and channels that share one first; and their memory."""
-    count = filters.shape[0] * filters.shape[1]
-    channels = x.shape[0] * x.shape[1] // max(1, count)
-    where = [*x.shape[2:], *kernel_size, dilation]
-    return [count, channels, *where], native.scratch("filter_locally", *where)
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:
@@ -157,19 +105,19 @@ def _blocks(x: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(x), size))
 
 
-def _reach(kernel_size: tuple[int, int], dilation: int) -> tuple[int, int]:
+def _margins(kernel_size: tuple[int, int], dilation: int) -> tuple[int, int]:
     return dilation * (kernel_size[0] // 2), dilation * (kernel_size[1] // 2)
 
 
 def _pad(x: Tensor, kernel_size: tuple[int, int], dilation: int) -> Tensor:
-    dy, dx = _reach(kernel_size, dilation)
+    dy, dx = _margins(kernel_size, dilation)
     return F.pad(x, (dx, dx, dy, dy))
 
 
 def _windows(
     x: Tensor, kernel_size: tuple[int, int], dilation: int
 ) -> Iterator[tuple[int, slice, slice]]:
-    """Each tap, and the rows and columns of the padded map that it sees."""
+    """Each tap, and the rows and columns of the padded map that it reads."""
     height, width = x.shape[-2:]
     for tap, (i, j) in enumerate(itertools.product(*map(range, kernel_size))):
         top, left = dilation * i, dilation * j

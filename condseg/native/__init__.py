@@ -1,11 +1,10 @@
-"""Loops in C++ for which PyTorch has no quick form, compiled on the machine that runs them.
+"""C++ kernels for the CPU, compiled on first use.
 
-Where they are first wanted, a C++ compiler (``$CXX``, or ``c++``) makes a library of the sources
-beside this file, in a few seconds, and keeps it in ``$XDG_CACHE_HOME/condseg`` (or
-``~/.cache/condseg``). Each loop is an operator of PyTorch, ``torch.ops.condseg.*``, for contiguous
-float32 on the CPU, without gradients of its own; its FLOPs are known to PyTorch's counter. Whoever
-calls one has the same in plain PyTorch, for gradients, other tensors, and machines without a
-compiler: see :func:`supports`.
+A C++ compiler (``$CXX``, or ``c++``) builds a library of the sources beside this file in a few
+seconds; it is kept in ``$XDG_CACHE_HOME/condseg`` (or ``~/.cache/condseg``). Each kernel is a
+PyTorch operator, ``torch.ops.condseg.*``, for contiguous float32 on the CPU, without autograd; its
+FLOPs are registered with PyTorch's counter. Callers compute the same in plain PyTorch where
+:func:`supports` is false.
 """
 
 from __future__ import annotations
@@ -40,24 +39,24 @@ _operators = library.Library("condseg", "DEF")
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
-    """Whether the loops run here: on Linux, with AVX2 and with a compiler that knows OpenMP."""
+    """Whether the kernels run here: on Linux, with AVX2 and a compiler that supports OpenMP."""
     return _library() is not None
 
 
 def supports(tensor: Tensor) -> bool:
-    """Whether the loops run here, and on such a tensor: in float32 on the CPU."""
+    """Whether the kernels run on such a tensor: float32, on the CPU."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and available()
 
 
 def operator(
     signature: str, outputs: Callable[..., Any], multiply_adds: Callable[..., int]
 ) -> Callable[[Function], Function]:
-    """Make a function an operator of PyTorch's, ``torch.ops.condseg.<name>``.
+    """Register a function as the PyTorch operator ``torch.ops.condseg.<name>``.
 
     Args:
         signature: in PyTorch's schema language.
-        outputs: of the same arguments, empty tensors like those that come out.
-        multiply_adds: of the same arguments, with shapes for tensors.
+        outputs: function of the same arguments that returns empty tensors like the outputs.
+        multiply_adds: function of the same arguments, with shapes for tensors.
     """
     name = signature.partition("(")[0]
 
@@ -75,20 +74,20 @@ def operator(
     return register
 
 
-def call(name: str, *arguments: Tensor | Sequence[Tensor | int | None] | int | None) -> None:
-    """Call a function of the library; the number of threads is its last argument."""
+def call(name: str, *arguments: Tensor | Sequence[int] | int | None) -> None:
+    """Call a function of the library; the number of threads is appended to the arguments."""
     getattr(_library(), name)(*map(_argument, arguments), _argument(torch.get_num_threads()))
 
 
 def scratch(name: str, *arguments: int) -> Tensor:
-    """Memory for a function to work in."""
+    """Working memory for a function."""
     threads = torch.get_num_threads()
-    numbers = getattr(_library(), f"{name}_scratch")
-    numbers.restype = ctypes.c_int64
-    return torch.empty(numbers(*map(_argument, (*arguments, threads))))
+    size = getattr(_library(), f"{name}_scratch")
+    size.restype = ctypes.c_int64
+    return torch.empty(size(*map(_argument, (*arguments, threads))))
 
 
-def _argument(value: Tensor | Sequence[Tensor | int | None] | int | None) -> Any:
+def _argument(value: Tensor | Sequence[int] | int | None) -> Any:
     if value is None:
         return ctypes.c_void_p(None)
     if isinstance(value, int):
@@ -97,8 +96,7 @@ def _argument(value: Tensor | Sequence[Tensor | int | None] | int | None) -> Any
         assert value.is_contiguous()
         assert value.dtype == torch.float32
         return ctypes.c_void_p(value.data_ptr())
-    parts = [_argument(part) for part in value]
-    return (type(parts[0]) * len(parts))(*parts)
+    return (ctypes.c_int64 * len(value))(*value)
 
 
 @functools.cache
@@ -107,20 +105,20 @@ def _library() -> ctypes.CDLL | None:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if sys.platform != "linux" or architecture is None or shutil.which(compiler[0]) is None:
         log.info(
-            "no compiled loops: they want Linux, a processor with AVX2 and a C++ compiler, which "
-            "CXX may name; PyTorch computes the same in more time"
+            "no C++ kernels: they need Linux, a processor with AVX2 and a C++ compiler (CXX); "
+            "PyTorch computes the same more slowly"
         )
         return None
     try:
-        return ctypes.CDLL(str(_built([*compiler, *FLAGS, f"-march={architecture}"])))
+        return ctypes.CDLL(str(_compiled([*compiler, *FLAGS, f"-march={architecture}"])))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
-        log.warning("no compiled loops, PyTorch computes the same in more time: %s", reason)
+        log.warning("no C++ kernels, PyTorch computes the same more slowly: %s", reason)
         return None
 
 
-def _built(command: Sequence[str]) -> Path:
-    """The library of these sources, compiled unless it is there already."""
+def _compiled(command: Sequence[str]) -> Path:
+    """The library of these sources, compiled unless it is in the cache."""
     files = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
     digest = hashlib.sha256(shlex.join(command).encode())
     for file in files:
@@ -128,15 +126,15 @@ def _built(command: Sequence[str]) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condseg"
     built = cache / f"{digest.hexdigest()[:16]}.so"
     if not built.exists():
-        log.info("compiling the loops in %s", SOURCES)
+        log.info("compiling the C++ kernels in %s", SOURCES)
         cache.mkdir(parents=True, exist_ok=True)
         sources = [str(file) for file in files if file.suffix == ".cpp"]
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             run = functools.partial(
                 subprocess.run, cwd=folder, check=True, capture_output=True, text=True
             )
-            # Linked without OpenMP: the one that PyTorch brought is in the process already, and
-            # a second one would have threads of its own.
+            # Linked without OpenMP: PyTorch's is loaded already, and a second one would have
+            # threads of its own.
             run([*command, "-fopenmp", "-c", *sources])
             run([*command, "-shared", *map(str, Path(folder).glob("*.o")), "-o", built.name])
             (Path(folder) / built.name).replace(built)

@@ -36,8 +36,6 @@ inline void store(float* to, Vector vector, int64_t numbers) {
     std::memcpy(to, &vector, numbers * sizeof(float));
 }
 
-inline Vector relu(Vector x) { return x < 0 ? Vector{} : x; }  // NaN stays
-
 inline int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 // Calls body(part, thread) for all parts. The threads are PyTorch's own: the symbols of OpenMP are

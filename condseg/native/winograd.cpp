@@ -84,11 +84,11 @@ struct Maps {
 
 struct Tile {
   const Maps* maps;
-  int64_t picture, top, left;
+  int64_t image, top, left;
 
   // Where a pixel of maps of so many channels begins.
   int64_t pixel(int64_t row, int64_t column, int64_t channels) const {
-    return ((picture * maps->height + row) * maps->width + column) * channels;
+    return ((image * maps->height + row) * maps->width + column) * channels;
   }
 
   // What is seen of one channel vector around the tile: side x side pixels from `border` before.

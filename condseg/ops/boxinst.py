@@ -1,4 +1,4 @@
-"""BoxInst's two losses: masks learned from boxes alone.
+"""BoxInst's two losses: masks learned from boxes only.
 
 Source:
     BoxInst (CVPR 2021), equations 2 to 6 and the official implementation's details.
@@ -47,13 +47,13 @@ def neighbours(x: Float[Tensor, "n c h w"], size: int, dilation: int) -> Float[T
 
 
 def _offsets(size: int, dilation: int) -> list[tuple[int, int]]:
-    """(rows, columns) from a pixel to its neighbours; the k-th is the last but k's opposite."""
+    """(rows, columns) from a pixel to its neighbours; the k-th and the (-1 - k)-th are opposite."""
     steps = range(-(size // 2) * dilation, size // 2 * dilation + 1, dilation)
     return [(dy, dx) for dy in steps for dx in steps if (dy, dx) != (0, 0)]
 
 
 def lab_at_stride(image: UInt8[Tensor, "3 h w"], stride: int) -> Float[Tensor, "3 h2 w2"]:
-    """L*a*b* of the RGB picture averaged over stride x stride cells and cut to whole values."""
+    """L*a*b* of the RGB image averaged over stride x stride cells and rounded down."""
     mean = F.avg_pool2d(image[None].float(), stride)[0].floor()
     return srgb_to_lab(mean.permute(1, 2, 0) / 255).permute(2, 0, 1)
 
@@ -65,7 +65,7 @@ def color_similarity(
 
     Args:
         lab: (3, H, W).
-        valid: (H, W) pixels of the picture, without padding and cut-off rows.
+        valid: (H, W) pixels of the image, without padding and removed rows.
         size: of the window.
         dilation: of the window.
     """
@@ -77,7 +77,7 @@ def color_similarity(
 def projection_loss(
     scores: Float[Tensor, "n h w"], box_masks: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, " n"]:
-    """Dice of the maxima over rows and over columns, mask against filled box; one an instance."""
+    """Dice of the maxima over rows and over columns, mask against filled box, per instance."""
     target = box_masks.to(scores.dtype)
     return dice_loss(scores.amax(1), target.amax(1)) + dice_loss(scores.amax(2), target.amax(2))
 
@@ -91,11 +91,11 @@ def pairwise_loss(
     """-log P(a pixel and its neighbour have the same label), summed over weighted pairs.
 
     -log(p q + (1 - p)(1 - q)) = s(a) + s(b) - s(a + b), with s(x) = log(1 + e^x) and p, q the
-    sigmoids of the pixels' logits a, b. It is the same from either side and computed once.
+    sigmoids of the pixels' logits a, b. It is symmetric and computed once per pair.
 
     Args:
         logits: (N, H, W) of the masks.
-        weights: (N, K, H, W) of each pixel's K neighbours; those outside the map do not count.
+        weights: (N, K, H, W) of each pixel's K neighbours; those outside the map are ignored.
         size: of the window.
         dilation: of the window.
     """
@@ -121,7 +121,7 @@ def box_masks(
     Args:
         boxes: (N, 4) xyxy in pixels.
         size: (H, W) of the canvas.
-        stride: only the pixels at stride // 2, stride // 2 + stride, ... are made.
+        stride: only pixels at stride // 2, stride // 2 + stride, ... are computed.
     """
     x1, y1, x2, y2 = boxes[..., None].unbind(1)
     y = torch.arange(stride // 2, size[0], stride, device=boxes.device)

@@ -1,4 +1,4 @@
-"""What ranks tell each other."""
+"""Communication between ranks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a (detached) value over all ranks; the value itself without a process group.
 
-    A loss summed on each rank and divided by the mean count becomes, once the gradients are
-    averaged over the ranks, the loss of the global batch divided by its whole count.
+    A loss summed on each rank and divided by the mean count equals, after the gradients are
+    averaged over the ranks, the loss of the global batch divided by its total count.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value.detach()

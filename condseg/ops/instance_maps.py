@@ -1,9 +1,7 @@
-"""A tiny network of its own for each instance at every pixel: in tiles, recomputed backward."""
+"""Runs each instance's small network at every pixel, in tiles that backward computes again."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from condseg import native
-from condseg.ops.masks import upsample_adjoint, upsample_quickly
+from condseg.ops.masks import upsample_adjoint, upsample_into
 from condseg.structures import Size
 
 INSTANCES = 32  # of a tile
@@ -26,22 +23,22 @@ def instance_maps(
     size: Size,
     factor: int,
 ) -> Float[Tensor, "p h w"]:
-    r"""Run each instance's layers on its picture's pixels and up-sample what comes out.
+    r"""Run each instance's layers on its image's pixels and up-sample the output.
 
     .. math:: z_1 = W_1 s, \qquad z_l = W_l\,\mathrm{ReLU}(z_{l-1}) + b_l
 
-    Nothing between input and output is ever whole in memory: a loop in C++ takes a few pixels of an
-    instance through all layers. Backward, and without that loop, every layer is one batched
-    product, the first one of pixels that all instances share, in tiles of pixels and instances
-    that are small enough for the cache; backward computes each tile again.
+    No intermediate map is ever whole in memory. Every layer is one batched product, the first one
+    of pixels that all instances share, in tiles of pixels and instances that are small enough for
+    the cache; backward computes each tile again.
 
     Args:
-        shared: what all instances of a picture read, the pixels of a map in one row.
-        counts: instances of each of the B pictures; those of a picture are neighbours.
-        first: weights of the first layer; its bias is that of an input that is 1.
+        shared: input (B, K, N) of all instances of an image, its N = height * width pixels in
+            row-major order.
+        counts: number of instances of each of the B images, whose instances are consecutive.
+        first: weights (P, O, K) of the first layer; its bias is the weight of a constant input 1.
         later: weight (P, out, in) and bias (P, out) of each further layer; the last has one output.
-        size: (height, width) of the pixels, N = height * width.
-        factor: whole number, see :func:`condseg.ops.masks.aligned_upsample`.
+        size: (height, width).
+        factor: integer, see :func:`condseg.ops.masks.aligned_upsample`.
 
     Shape:
         -> (P, factor * height, factor * width).
@@ -56,16 +53,13 @@ class _InstanceMaps(torch.autograd.Function):
         shared: Tensor, counts: Sequence[int], size: Size, factor: int, *layers: Tensor
     ) -> Tensor:
         height, width = size
-        if native.supports(shared):
-            fused: Tensor = torch.ops.condseg.mask_head(shared, counts, size, factor, layers)
-            return fused
         maps = shared.new_empty(len(layers[0]), factor * height, factor * width)
         for image, rows in _chunks(counts):
             own = [layer[rows] for layer in layers]
             logits = shared.new_empty(len(own[0]), height * width)
             for pixels in _tiles(shared, own[0]):
                 logits[:, pixels] = _activations(shared[image, :, pixels], own)[-1].squeeze(1)
-            upsample_quickly(logits.view(-1, height, width), factor, maps[rows])
+            upsample_into(logits.view(-1, height, width), factor, maps[rows])
         return maps
 
     @staticmethod
@@ -81,67 +75,26 @@ class _InstanceMaps(torch.autograd.Function):
         grads = [torch.zeros_like(layer) for layer in layers]
         for image, rows in _chunks(ctx.counts):
             own, own_grads = [layer[rows] for layer in layers], [grad[rows] for grad in grads]
-            grad_logits = upsample_adjoint(grad_maps[rows], ctx.factor).flatten(1)
+            grad_logits = upsample_adjoint(grad_maps[rows], ctx.factor).flatten(1)  # (I, N)
             for pixels in _tiles(shared, own[0]):
-                x, grad = shared[image, :, pixels], grad_logits[:, None, pixels]
+                x = shared[image, :, pixels]  # (K, T)
+                grad = grad_logits[:, None, pixels]  # (I, 1, T), of the last layer's output
                 inputs = _activations(x, own)
-                for i in range(len(own) - 2, 0, -2):
-                    before = inputs[i // 2]
-                    own_grads[i].baddbmm_(grad, before.transpose(1, 2))
-                    own_grads[i + 1].add_(grad.sum(2))
-                    back = own[i].transpose(1, 2)
+                for i in range(len(own) - 2, 0, -2):  # weights at i, biases at i + 1
+                    before = inputs[i // 2]  # (I, in, T)
+                    own_grads[i].baddbmm_(grad, before.transpose(1, 2))  # (I, out, in)
+                    own_grads[i + 1].add_(grad.sum(2))  # (I, out)
+                    back = own[i].transpose(1, 2)  # (I, in, out)
                     grad = back * grad if back.shape[2] == 1 else torch.bmm(back, grad)
-                    grad = torch.ops.aten.threshold_backward(grad, before, 0)
-                rows_of_all = grad.flatten(0, 1)
-                own_grads[0].flatten(0, 1).addmm_(rows_of_all, x.T)
-                grad_shared[image, :, pixels].addmm_(own[0].flatten(0, 1).T, rows_of_all)
+                    grad = torch.ops.aten.threshold_backward(grad, before, 0)  # (I, in, T)
+                rows_of_all = grad.flatten(0, 1)  # (I O, T)
+                own_grads[0].flatten(0, 1).addmm_(rows_of_all, x.T)  # (I O, K)
+                grad_shared[image, :, pixels].addmm_(own[0].flatten(0, 1).T, rows_of_all)  # (K, T)
         return grad_shared, None, None, None, *grads
 
 
-def _layer_sizes(first: Sequence[int], later: Sequence[Sequence[int]]) -> list[int]:
-    """Channels of the input and of what each layer gives."""
-    return [first[2], first[1], *(shape[1] for shape in later[::2])]
-
-
-def _products(
-    shared: Sequence[int],
-    counts: Sequence[int],
-    size: Sequence[int],
-    factor: int,
-    layers: Sequence[Sequence[int]],
-) -> int:
-    channels = _layer_sizes(layers[0], layers[1:])
-    return layers[0][0] * shared[2] * sum(math.prod(pair) for pair in itertools.pairwise(channels))
-
-
-@native.operator(
-    "mask_head(Tensor shared, int[] counts, int[] size, int factor, Tensor[] layers) -> Tensor",
-    lambda shared, counts, size, factor, layers: shared.new_empty(
-        len(layers[0]), factor * size[0], factor * size[1]
-    ),
-    _products,
-)
-def _mask_head(
-    shared: Tensor, counts: list[int], size: list[int], factor: int, layers: list[Tensor]
-) -> Tensor:
-    maps = shared.new_empty(len(layers[0]), factor * size[0], factor * size[1])
-    channels = _layer_sizes(layers[0].shape, [layer.shape for layer in layers[1:]])
-    widest = max(channels)
-    native.call(
-        "mask_head",
-        shared.contiguous(),
-        [layers[0].contiguous(), None, *(layer.contiguous() for layer in layers[1:])],
-        channels[1:],
-        counts,
-        maps,
-        native.scratch("mask_head", shared.shape[2], widest),
-        *(len(channels) - 1, len(shared), channels[0], *size, factor, widest),
-    )
-    return maps
-
-
 def _activations(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
-    """What enters each later layer, (I, channels, T) after ReLU, and last what leaves the last."""
+    """Input (I, channels, T) of each later layer, after ReLU, and the last layer's output."""
     first = layers[0]
     values = [torch.bmm(first, x.expand(len(first), -1, -1))]
     for weight, bias in zip(layers[1::2], layers[2::2], strict=True):
@@ -150,7 +103,7 @@ def _activations(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _chunks(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """Picture and instances of each chunk."""
+    """Image and instances of each chunk."""
     start = 0
     for image, count in enumerate(counts):
         for offset in range(0, count, INSTANCES):
@@ -159,7 +112,7 @@ def _chunks(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def _tiles(shared: Tensor, first: Tensor) -> Iterator[slice]:
-    """Pixels of each tile: a hidden layer fits a core's cache, or keeps a GPU busy."""
-    numbers = 3 * 2**17 if shared.device.type == "cpu" else 2**26
-    step = max(1, numbers // (first.shape[0] * first.shape[1]))
+    """Pixels of each tile, such that a hidden layer fits a core's cache, or keeps a GPU busy."""
+    elements = 3 * 2**17 if shared.device.type == "cpu" else 2**26
+    step = max(1, elements // (first.shape[0] * first.shape[1]))
     return (slice(start, start + step) for start in range(0, shared.shape[2], step))

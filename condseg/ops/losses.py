@@ -1,4 +1,4 @@
-"""Losses without parameters; each returns one value an element, the caller sums and normalises."""
+"""Losses without parameters. Focal losses are sums; the others return one value per element."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from condseg.ops.boxes import ltrb_overlap
 
@@ -28,18 +29,14 @@ def focal_loss(
         logits: (..., K).
         labels: (...,) 0..K.
         alpha: weight of the positives, 1 - alpha of the negatives.
-        gamma: how strongly easy examples are discounted.
+        gamma: exponent that reduces the weight of easy examples.
 
     Source:
         RetinaNet (ICCV 2017), equation 5.
     """
     classes = torch.arange(logits.shape[-1], device=logits.device)
     target = (labels[..., None] == classes).to(logits.dtype)
-    p = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    wrong = p + target - 2 * p * target
-    weight = (1 - alpha) + (2 * alpha - 1) * target
-    return (weight * wrong**gamma * cross_entropy).sum()
+    return sigmoid_focal_loss(logits, target, alpha, gamma, "sum")  # type: ignore[no-any-return]
 
 
 def quality_focal_loss(
@@ -48,15 +45,15 @@ def quality_focal_loss(
     quality: Float[Tensor, "*n"],
     beta: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """Sum of the quality focal loss: the score of the label's class learns the box's quality.
+    """Sum of the quality focal loss: the target of the label's class is the box's quality.
 
     QFL(p) = |y - p|^beta BCE(p, y), with y the quality for the label's class and 0 for all others.
 
     Args:
         logits: (..., K).
         labels: (...,) 0..K, K is background.
-        quality: (...,) 0..1, of the labels' classes.
-        beta: how strongly scores that are right already are discounted.
+        quality: (...,) 0..1, target score of the label's class.
+        beta: exponent that reduces the weight of scores near their target.
 
     Source:
         Generalized Focal Loss (NeurIPS 2020), equation 3.
@@ -80,14 +77,14 @@ def box_loss(
 def dice_loss(
     scores: Float[Tensor, "n *s"], target: Float[Tensor, "n *s"] | Bool[Tensor, "n *s"]
 ) -> Float[Tensor, " n"]:
-    """1 - 2 sum(p t) / (sum p^2 + sum t^2 + 1e-5), one value an instance.
+    """1 - 2 sum(p t) / (sum p^2 + sum t^2 + 1e-5), one value per instance.
 
     Args:
         scores: (N, ...) after the sigmoid.
         target: (N, ...) 0 or 1.
 
     Source:
-        V-Net (3DV 2016), as CondInst (ECCV 2020), equation 5, uses it.
+        V-Net (3DV 2016), as in CondInst (ECCV 2020), equation 5.
     """
     p, t = scores.flatten(1), target.flatten(1).to(scores.dtype)
     return 1 - 2 * (p * t).sum(1) / ((p * p).sum(1) + (t * t).sum(1) + 1e-5)

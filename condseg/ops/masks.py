@@ -1,4 +1,4 @@
-"""Masks: up-sampling, centres, and the sampling that targets are made with."""
+"""Masks: up-sampling, centres, and sampling of targets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def aligned_upsample(x: Float[Tensor, "*b h w"], factor: int) -> Float[Tensor, "*b h2 w2"]:
-    """Bilinear up-sampling that keeps every input pixel's value at ``factor`` times its place.
+    """Bilinear up-sampling that keeps every input pixel's value at ``factor`` times its position.
 
-    out[f i + f // 2] = x[i]; between two pixels values are linear, outside they repeat. For f = 2:
+    out[f i + f // 2] = x[i], linear between two pixels, constant outside. For f = 2:
     out[0] = x[0], out[2 i + 1] = x[i], out[2 i + 2] = (x[i] + x[i + 1]) / 2.
 
     Args:
         x: (..., H, W).
-        factor: whole number, at least 1.
+        factor: integer >= 1.
 
     Shape:
         (..., H, W) -> (..., factor H, factor W).
@@ -39,11 +39,11 @@ def aligned_upsample(x: Float[Tensor, "*b h w"], factor: int) -> Float[Tensor, "
     return maps[..., : factor * h, : factor * w].reshape(*lead, factor * h, factor * w)
 
 
-def upsample_quickly(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> None:
+def upsample_into(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> None:
     """:func:`aligned_upsample` into ``out`` (N, factor H, factor W), a few maps at a time.
 
-    The rows that keep a map's values are blended along their columns, then the others are blended
-    of them, so that nothing is written twice; no gradients.
+    Rows at the positions of input rows are interpolated along the columns first, then the rows
+    between them, so that nothing is written twice. Without gradients.
     """
     middle, step = factor // 2, max(1, 2**18 // max(1, out[:1].numel()))
     for start in range(0, len(x), step):
@@ -52,7 +52,7 @@ def upsample_quickly(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> Non
         kept = target[:, :, middle]
         columns = kept.unflatten(2, (-1, factor))
         if factor == 2:
-            # As the parts of complex numbers, neighbours are written together.
+            # As real and imaginary part, two neighbours are written together.
             left = _blend(part, factor, 0, 2, torch.empty_like(part))
             torch.complex(left, part, out=torch.view_as_complex(columns))
         else:
@@ -63,7 +63,7 @@ def upsample_quickly(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> Non
 
 
 def _blend(x: Tensor, factor: int, phase: int, dim: int, out: Tensor) -> Tensor:
-    """One of the ``factor`` values that each pixel becomes along an axis."""
+    """The output value of each pixel at one of the ``factor`` positions along an axis."""
     size, beside = x.shape[dim], phase - factor // 2
     if beside == 0:
         return out.copy_(x)
@@ -76,7 +76,7 @@ def _blend(x: Tensor, factor: int, phase: int, dim: int, out: Tensor) -> Tensor:
 
 
 def upsample_adjoint(grad: Float[Tensor, "n h2 w2"], factor: int) -> Float[Tensor, "n h w"]:
-    """The gradient of :func:`aligned_upsample`: each output's goes back to the pixels it blends."""
+    """The gradient of :func:`aligned_upsample`: the transposed linear map."""
     for dim in (2, 1):
         parts = grad.unflatten(dim, (-1, factor)).unbind(dim + 1)
         size, middle = parts[0].shape[dim], factor // 2
@@ -94,10 +94,10 @@ def upsample_adjoint(grad: Float[Tensor, "n h2 w2"], factor: int) -> Float[Tenso
 
 
 def mask_centers(masks: Bool[Tensor, "n h w"]) -> Float[Tensor, "n 2"]:
-    """Mean pixel index (x, y) of each mask; (0, 0) for an empty one.
+    """Mean pixel index (x, y) of each mask; (0, 0) for an empty mask.
 
     Source:
-        CondInst's training takes centre sampling around it (official implementation).
+        Centre of the sampling region in CondInst's training (official implementation).
     """
     columns = masks.sum(dim=1, dtype=torch.float32)
     rows = masks.sum(dim=2, dtype=torch.float32)

@@ -33,6 +33,7 @@ LAYERS = {
     "dynet": partial(DyNetConv2d, 4, 6, 3, dropout=0.0, mixing="kernels"),
     "dfn": partial(DynamicConv2d, 4, 6, 3),
     "dfn_local": partial(DynamicLocalFilter2d, 4, 4, kernel_size=3, mode="perchannel"),
+    "dfn_shared": partial(DynamicLocalFilter2d, 4, 4, 6, kernel_size=5, dilation=2),
     "dfn_joint": partial(DynamicLocalFilter2d, 4, 4, 1, kernel_size=3, mode="joint"),
     "dmnet": partial(DynamicContextFilter2d, 4, 4, 3),
     "hdfnet": partial(DynamicDilatedFilter2d, 4, 4, 5, kernel_size=5, dilation=3),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from condseg.ops.boxes import boxes_from_ltrb, centerness, ltrb_overlap
 from condseg.ops.distributed import mean_over_ranks
-from condseg.ops.locations import location_levels, pyramid_locations
+from condseg.ops.locations import pyramid_locations
 from condseg.ops.losses import box_loss, dice_loss, focal_loss, quality_focal_loss
 from condseg.ops.masks import aligned_upsample, mask_centers, sample_at_stride
 
@@ -55,9 +55,13 @@ def test_mask_centers() -> None:
 
 
 def test_locations_are_centres_of_cells() -> None:
-    points = pyramid_locations([(2, 3), (1, 1)], [8, 16])
-    assert points.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8]]
-    assert location_levels([(2, 3), (1, 1)]).tolist() == [0] * 6 + [1]
+    locations = pyramid_locations([(2, 3), (1, 1)], [8, 16])
+    points = [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12], [8, 8]]
+    assert locations.points.tolist() == points
+    assert locations.level.tolist() == [0] * 6 + [1]
+    assert locations.stride.tolist() == [8] * 6 + [16]
+    assert locations.size_of_interest.tolist() == [64] * 6 + [128]
+    assert locations.regression_range.tolist() == [[-1, 64]] * 6 + [[64, 1e8]]
 
 
 def test_masks_are_read_where_the_cells_have_their_centres() -> None:

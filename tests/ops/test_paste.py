@@ -1,13 +1,14 @@
-"""Masks by tiles are the masks by interpolation, but where rounding decides."""
+"""Masks by tiles equal masks by interpolation of whole maps, except for rounding."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.published.detector import paste_whole
 from torch import Tensor
 
-from condseg.ops.paste import paste, paste_plainly
+from condseg.ops.paste import paste
 from condseg.structures import Size
 
 sides = st.integers(1, 150)
@@ -17,8 +18,8 @@ def check(logits: Tensor, stride: int, size: Size, original: Size, threshold: fl
     ours = paste(logits, stride, size, original, threshold)
     assert ours.shape == (len(logits), *original)
     for shift in (-1e-6, 1e-6):
-        # A pixel may differ where a threshold moved by as much as rounding would decide it, too.
-        theirs = paste_plainly(logits, stride, size, original, threshold + shift)
+        # A pixel may differ where a threshold shifted by the rounding error changes it as well.
+        theirs = paste_whole(logits, stride, size, original, threshold + shift)
         wrong = ours > theirs if shift < 0 else theirs > ours
         assert not wrong.any()
 
@@ -55,10 +56,10 @@ def test_any_size(
 @pytest.mark.parametrize("value", [0.0, 1e-4, -1e-4, 30.0, -30.0, torch.inf, -torch.inf])
 def test_everywhere_at_the_threshold_or_far_from_it(value: float) -> None:
     args = (torch.full((2, 9, 11), value), 4, (35, 44), (100, 90), 0.5)
-    assert torch.equal(paste(*args), paste_plainly(*args))
+    assert torch.equal(paste(*args), paste_whole(*args))
 
 
-def test_a_picture_of_usual_size() -> None:
+def test_an_image_of_usual_size() -> None:
     blobs = torch.randn(12, 1, 12, 16, generator=torch.Generator().manual_seed(1)) * 3 - 2
     logits = F.interpolate(blobs, (100, 152), mode="bicubic")[:, 0]
     args = (logits, 4, (400, 600), (427, 640), 0.5)
