@@ -27,7 +27,9 @@ def test_output_and_gradients(
     count = sum(counts)
     params = torch.randn(count, head.num_params, requires_grad=True)
     image_index = torch.arange(2).repeat_interleave(torch.tensor(counts))
-    queries = MaskQueries(params, torch.rand(count, 2) * 100, torch.full((count,), 64.0), image_index)
+    queries = MaskQueries(
+        params, torch.rand(count, 2) * 100, torch.full((count,), 64.0), image_index
+    )
     inputs = (torch.randn(2, 6, *size, requires_grad=True), params)
     results = []
     for form in (head, published_form(head)):
