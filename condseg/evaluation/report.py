@@ -1,4 +1,4 @@
-"""What an evaluation found, as numbers, as a table and as JSON."""
+"""The results of an evaluation as numbers, a table and JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
-    """The figures of one class.
+    """The results of a class.
 
     Attributes:
         category_id: its id in the COCO file.
         name: its name.
-        objects: how many the ground truth has of each size ("all", "small", "medium", "large"),
-            without crowds.
-        metrics: "box/AP", "mask/APs", ... as in :class:`Report`, without the recalls.
+        objects: number in the ground truth by size ("all", "small", "medium", "large"), without
+            crowds.
+        metrics: "box/AP", "mask/APs", ... as in :class:`Report`, without recalls.
     """
 
     category_id: int
@@ -41,20 +41,20 @@ class Report:
     """Average precision and recall of boxes and masks, by pycocotools' rules.
 
     A name is ``box/`` or ``mask/``, then ``AP`` (mean over IoU 0.50:0.05:0.95), ``AP50``, ``AP75``,
-    ``APs``, ``APm``, ``APl`` (small, medium, large objects), ``AR@1``, ``AR@10``, ``AR@100`` (the
-    recall with that many detections a picture), ``ARs``, ``ARm``, ``ARl``. Precisions take the 100
-    best detections of each class and picture, pycocotools' default; where a model gives more, say
-    500, they come a second time as ``AP@500`` and so on. All are 0..1; -1 where the ground truth
-    has nothing to measure against.
+    ``APs``, ``APm``, ``APl`` (small, medium, large objects), ``AR@1``, ``AR@10``, ``AR@100``
+    (recall with that number of detections per image), ``ARs``, ``ARm``, ``ARl``. Precisions use
+    the 100 best detections of each class and image, pycocotools' default; if a model has a higher
+    limit, say 500, there are also ``AP@500`` etc. All are 0..1, or -1 if the ground truth has no
+    such objects.
 
     Attributes:
         metrics: name -> value, over all classes.
         classes: one entry for each class of the set, by category id.
-        objects: how many the ground truth has of each size, without crowds.
-        images: pictures evaluated.
-        images_in_set: pictures the annotation file has.
-        detections: how many were judged.
-        notes: what a reader of the figures must know.
+        objects: number in the ground truth by size, without crowds.
+        images: number evaluated.
+        images_in_set: number in the annotation file.
+        detections: number evaluated.
+        notes: restrictions of the evaluation.
     """
 
     metrics: Mapping[str, float]
@@ -67,7 +67,7 @@ class Report:
 
     @property
     def explanations(self) -> dict[str, str]:
-        """Why a figure is -1: name of the metric (or "class name") -> the reason."""
+        """Why a value is -1: name of the metric (or "class name") -> reason."""
         reasons = {
             name: _reason(name, self.objects) for name, value in self.metrics.items() if value == -1
         }
@@ -78,18 +78,18 @@ class Report:
         return reasons
 
     def as_dict(self) -> dict[str, object]:
-        """Everything in plain types."""
+        """The report in plain types."""
         return {**asdict(self), "explanations": self.explanations}
 
     def to_json(self) -> str:
-        """Everything as JSON text, numbers to the last digit."""
+        """The report as JSON, without rounding."""
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
 
     def table(self, per_class: bool = True) -> str:
-        """Two Markdown tables, over all classes and per class, then what needs explaining.
+        """Markdown tables over all classes and per class, then explanations and notes.
 
         Args:
-            per_class: False leaves the second table out.
+            per_class: include the second table.
         """
         recalls = [name[4:] for name in self.metrics if name.startswith("box/AR@")]
         limits = ["", *(name[6:] for name in self.metrics if name.startswith("box/AP@"))]
@@ -109,10 +109,10 @@ class Report:
             for column in table.columns[1:]:
                 column.justify = "right"
         sizes = ", ".join(f"{self.objects[size]} {size}" for size in SIZES)
-        pictures = str(self.images)
+        images = str(self.images)
         if self.images != self.images_in_set:
-            pictures += f" of {self.images_in_set}"
-        head = f"{pictures} pictures, {self.objects['all']} objects ({sizes}), "
+            images += f" of {self.images_in_set}"
+        head = f"{images} images, {self.objects['all']} objects ({sizes}), "
         head += f"{self.detections} detections"
         parts = [head, _render(summary)]
         if per_class:
@@ -133,7 +133,7 @@ def _reason(metric: str, objects: Mapping[str, int]) -> str:
 
 
 def _footnotes(report: Report, per_class: bool) -> str:
-    """One line for each reason, with all the figures that have it."""
+    """One line per reason with its metrics and classes, then the notes."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in report.explanations.items():
         if not name.startswith("class "):
@@ -144,7 +144,7 @@ def _footnotes(report: Report, per_class: bool) -> str:
                 reason = "no objects of this class in this set"
                 by_reason.setdefault(reason, []).append(result.name)
             elif -1 in result.metrics.values():
-                by_reason.setdefault("it has no objects of that size", ["a class"])
+                by_reason.setdefault("no objects of that size", ["a class"])
     lines = [f"-1 for {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
     return "\n".join([*lines, *report.notes])
 

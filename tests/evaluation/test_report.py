@@ -27,18 +27,18 @@ def test_every_minus_one_is_explained():
     assert "no large objects" in explained["mask/APl"]
 
 
-def test_the_table_has_figures_classes_and_reasons():
+def test_the_table_has_values_classes_and_reasons():
     text = report().table()
-    assert text.startswith("2 pictures, 3 objects (2 small, 1 medium, 0 large), 9 detections")
+    assert text.startswith("2 images, 3 objects (2 small, 1 medium, 0 large), 9 detections")
     assert "| mask | 0.500 |" in text
     assert "Löffel" in text
     assert "-1 for Sieb: no objects of this class in this set" in text
-    assert "-1 for a class: it has no objects of that size" in text
+    assert "-1 for a class: no objects of that size" in text
     assert "Löffel" not in report().table(per_class=False)
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_json_holds_all():
+def test_json():
     content = json.loads(report().to_json())
     assert content["metrics"]["mask/AP"] == 0.5
     assert content["classes"][0]["name"] == "Löffel"

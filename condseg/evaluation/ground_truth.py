@@ -1,0 +1,89 @@
+"""COCO ground truth for pycocotools, restricted by visibility and matched to a model's classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from condseg.data.categories import load_coco_json
+from condseg.structures import Category
+
+
+def load_ground_truth(file: Path) -> tuple[COCO, list[str]]:
+    """Loads a ground truth, with the fields that pycocotools needs and some files lack.
+
+    Returns:
+        The ground truth and notes on it.
+    """
+    truth = COCO()
+    truth.dataset = load_coco_json(file)
+    annotations: list[dict[str, Any]] = truth.dataset["annotations"]
+    notes = []
+    if any(annotation["id"] == 0 for annotation in annotations):
+        # pycocotools represents "matched with annotation 0" and "not matched" alike.
+        notes.append("annotation id 0 counts here; pycocotools on the bare file never matches it")
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+        annotation.setdefault("iscrowd", 0)
+    with redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    for annotation in annotations:
+        if "area" not in annotation or "bbox" not in annotation:
+            code = truth.annToRLE(annotation)
+            annotation.setdefault("area", float(rle.area(code)))
+            annotation.setdefault("bbox", rle.toBbox(code).tolist())
+    return truth, notes
+
+
+def ignore_by_visibility(truth: COCO, visibility: tuple[float, float], file: Path) -> str:
+    """Ignores the objects outside a range of visibility; returns a note on it.
+
+    pycocotools overwrites an annotation's own ``ignore``, and a crowd may be matched repeatedly;
+    but an area below all ranges of areas is ignored in each of them.
+    """
+    low, high = visibility
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"visibility is {low:g}..{high:g}; allowed is 0 <= low <= high <= 1")
+    objects = [a for a in truth.dataset["annotations"] if not a["iscrowd"]]
+    missing = [a for a in objects if not isinstance(a.get("visibility"), int | float)]
+    if missing:
+        raise ValueError(
+            f"{file}: {len(missing)} of {len(objects)} objects have no visibility (a number 0..1), "
+            f"the first in image {missing[0]['image_id']}; visibility {low:g}..{high:g} requires it"
+        )
+    ignored = [a for a in objects if not low <= a["visibility"] <= high]
+    for annotation in ignored:
+        annotation["area"] = -1
+    return (
+        f"only the {len(objects) - len(ignored)} of {len(objects)} objects with a visibility of "
+        f"{low:g} to {high:g} are evaluated, the others ignored"
+    )
+
+
+def match_categories(
+    categories: Sequence[Category], truth: COCO, file: Path
+) -> tuple[list[Category | None], list[str]]:
+    """The set's category of each class of the model: of the same id and name, or the same name.
+
+    Returns:
+        Category, or None for a class that the set does not have, per class; notes on these.
+    """
+    by_name = {category["name"]: key for key, category in truth.cats.items()}
+    matched: list[Category | None] = []
+    for category in categories:
+        same = truth.cats.get(category.id, {}).get("name") == category.name
+        key = category.id if same else by_name.get(category.name)
+        matched.append(None if key is None else Category(key, category.name))
+    unknown = [c.name for c, own in zip(categories, matched, strict=True) if own is None]
+    if len(unknown) == len(categories):
+        raise ValueError(
+            f"{file}: has none of the model's classes {unknown}; it has {list(by_name)}"
+        )
+    notes = [f"not evaluated, since the set has no such classes: {', '.join(unknown)}"]
+    return matched, notes if unknown else []
