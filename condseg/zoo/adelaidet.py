@@ -1,6 +1,6 @@
-"""Checkpoints of AdelaiDet's CondInst and BoxInst (detectron2's names) under our names.
+"""Converts the names of AdelaiDet's CondInst and BoxInst (detectron2's) to condseg's.
 
-Their ResNets are of the Caffe kind: ``Backbone(style="caffe")``.
+Their ResNets are Caffe-style: ``Backbone(style="caffe")``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from condseg.models.backbones.files import rename
 
 _HEAD = r"proposal_generator\.fcos_head\."
 
-# Nodes of a BiFPN's round in the order in which they are computed: the level, counted from P3, and
-# the maps that are merged, counted from C3 over the inputs and then the nodes.
+# Nodes of a BiFPN block in the order of computation: the level, counted from P3, and the maps that
+# are merged, counted from C3 over the inputs and then the nodes.
 _BIFPN_NODES = ("3_3_4", "2_2_5", "1_1_6", "0_0_7", "1_1_7_8", "2_2_6_9", "3_3_5_10", "4_4_11")
 _BIFPN = r"backbone\.repeated_bifpn\.(\d+)\."
 _BIFPN_RULES = [
@@ -60,30 +60,30 @@ _RULES = [
     (r"mask_branch\.logits\.(weight|bias)", r"mask_branch.semantic_logits.\1"),
 ]
 _DERIVED = {
-    r"pixel_(mean|std)": "the backbone's style has them",
-    r"mask_head\.sizes_of_interest": "the post-process and the criterion have them",
-    r"mask_head\._iter": "counts the steps of BoxInst's warm-up, training's own affair",
+    r"pixel_(mean|std)": "defined by the backbone's style",
+    r"mask_head\.sizes_of_interest": "computed with the locations",
+    r"mask_head\._iter": "step counter of BoxInst's warm-up",
 }
 
 
 def convert_adelaidet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """AdelaiDet's names -> ours; what we derive is left out by name.
+    """Renames AdelaiDet's tensors; those that condseg computes itself are left out.
 
     Args:
-        state: its ``model`` dictionary, with or without the semantic branch.
+        state: the ``model`` dictionary, with or without the semantic branch.
 
     Returns:
-        All the tensors of a ``CondInst`` of the same size on a ``Backbone(style="caffe")``.
+        All tensors of a ``CondInst`` with a ``Backbone(style="caffe")``.
 
     Raises:
-        ValueError: a name that is not CondInst's.
+        ValueError: an unknown name.
     """
     renamed = rename(state, _RULES, _DERIVED, "AdelaiDet's CondInst")
     return with_counters(join_scales(renamed))
 
 
 def join_scales(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The factors of the levels, a tensor each there, are one vector here."""
+    """Joins the scales of the levels, one tensor each in other projects, to one vector."""
     parts = sorted(key for key in state if key.startswith("head.scales."))
     joined = {key: tensor for key, tensor in state.items() if key not in parts}
     if parts:

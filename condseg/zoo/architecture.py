@@ -1,4 +1,4 @@
-"""What network a checkpoint is of: the arguments of its parts, read off its tensors."""
+"""The architecture of another project's checkpoint, inferred from its tensors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from condseg.models.backbones.resnet import BLOCKS
 
 
 def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> dict[str, Any]:
-    """The arguments of the ``CondInst`` that has these tensors.
+    """The arguments of ``build_condinst`` for these tensors.
 
     Args:
-        state: under our names.
-        style: of the backbone, which no tensor shows: ``caffe`` or ``torchvision``.
-        source: where the tensors come from, for messages.
+        state: by condseg's names.
+        style: of the backbone, ``caffe`` or ``torchvision``; cannot be inferred.
+        source: of the tensors, for messages.
 
     Returns:
         Plain data, as in a configuration under ``model.network``.
 
     Raises:
-        ValueError: a part is not there, or is none that is known.
+        ValueError: a part is missing or unknown.
     """
     branch_convs = _count(state, r"mask_branch\.tower\.(\d+)\.0\.weight")
     mask_features = _shape(state, f"mask_branch.tower.{branch_convs}.weight", source)[0]
@@ -64,7 +64,7 @@ def _backbone(state: Mapping[str, Tensor], style: str, source: str) -> dict[str,
                 **_deformable(state, prefix),
             }
     raise ValueError(
-        f"weights: {source}: the backbone has {depths} blocks; known are "
+        f"weights: {source}: the backbone has {depths} blocks; supported are "
         f"{', '.join(f'{name} {blocks}' for name, (_, blocks) in BLOCKS.items())}"
     )
 
@@ -116,5 +116,5 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def _shape(state: Mapping[str, Tensor], key: str, source: str) -> tuple[int, ...]:
     if key not in state:
-        raise ValueError(f"weights: {source}: has no tensor that would be {key}")
+        raise ValueError(f"weights: {source}: no tensor corresponds to {key}")
     return tuple(state[key].shape)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and rebuild their model by themselves."""
+"""Writing and reading checkpoints, and rebuilding a model from its checkpoint alone."""
 
 from __future__ import annotations
 
@@ -40,18 +40,14 @@ else:
 """``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
 
 CONCRETE = (Backbone, Network, MaskLoss, PostProcess)
-"""Parts that are what they are: their arguments lie flat in a configuration, no class path."""
+"""Parts without alternatives: configurations have their arguments, and no class path."""
 
 RECIPE = "condseg"
-"""The checkpoint's entry from which the model is built again: plain data only."""
+"""The checkpoint's entry from which the model is rebuilt: plain data only."""
 
 
 def restrict_parsing() -> None:
-    """Lets a YAML file or a checkpoint name only classes of this package, torch and lightning.
-
-    The concrete parts (network, criterion, ...) are what they are: only real choices take a
-    class path. Configurations are read from local files alone.
-    """
+    """Restricts jsonargparse to local files and to classes of condseg, torch and Lightning."""
     set_parsing_settings(
         subclasses_disabled=list(CONCRETE),
         config_read_mode_urls_enabled=False,
@@ -64,15 +60,15 @@ def restrict_parsing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A model as its checkpoint describes it.
+    """A model from its checkpoint.
 
     Attributes:
         network: in evaluation mode, with the checkpoint's weights.
         postprocess: with the settings of the training.
-        categories: what label k means, in the order of the labels.
-        short_side: pixels of a picture's short side at evaluation.
-        max_long_side: pixels that its long side may have.
-        data: the DataModule's arguments in the training, plain.
+        categories: of label k at position k.
+        short_side: of an image at evaluation, in pixels.
+        max_long_side: likewise.
+        data: arguments of the DataModule in training, as plain data.
     """
 
     network: CondInst
@@ -104,19 +100,19 @@ def save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without running any code out of it.
+    """Reads a checkpoint without executing code in it.
 
     Raises:
-        ValueError: where there is no such file, or it is no whole checkpoint.
+        ValueError: the file is missing, damaged, or not a condseg checkpoint.
     """
     if not Path(path).is_file():
-        raise ValueError(f"checkpoint {os.fspath(path)}: there is no such file")
+        raise ValueError(f"checkpoint {os.fspath(path)}: no such file")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
-            f"checkpoint {os.fspath(path)}: damaged, or no checkpoint ({reason})"
+            f"checkpoint {os.fspath(path)}: damaged, or not a checkpoint ({reason})"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"checkpoint {os.fspath(path)}: not written by condseg (no state_dict)")
@@ -124,14 +120,14 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
 
 
 def restore(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Restored:
-    """Builds the network and the post-process of a checkpoint, from it alone.
+    """Builds the network and the post-process of a checkpoint.
 
     Args:
-        path: a file that training or ``tools/convert.py`` wrote (``last.ckpt``, ``best.ckpt``).
-        device: where the network is put.
+        path: a file of training (``last.ckpt``, ``best.ckpt``) or ``tools/convert.py``.
+        device: of the network.
 
     Raises:
-        ValueError: where the file is absent, damaged, or from elsewhere.
+        ValueError: the file is missing, damaged, or not a condseg checkpoint.
     """
     return restore_content(load(path, device), f"checkpoint {os.fspath(path)}", device)
 
@@ -140,19 +136,19 @@ def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The entry from which a checkpoint's model is built.
 
     Raises:
-        ValueError: the checkpoint is from elsewhere.
+        ValueError: the checkpoint has none.
     """
     recipe = content.get(RECIPE)
     if not isinstance(recipe, dict):
         raise ValueError(
             f"{source}: not written by tools/train.py (no entry {RECIPE!r} from which to build "
-            "the model); tools/convert.py makes one of other projects' checkpoints"
+            "the model); other projects' checkpoints are converted by tools/convert.py"
         )
     return recipe
 
 
 def network_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's tensors of a checkpoint, as the network names them."""
+    """The network's tensors of a checkpoint, by the network's names."""
     prefix = "network."
     return {
         name.removeprefix(prefix): value
@@ -164,7 +160,7 @@ def network_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def restore_content(
     content: Mapping[str, Any], source: str, device: str | torch.device = "cpu"
 ) -> Restored:
-    """As :func:`restore`, of a checkpoint that is read already; ``source`` is for messages."""
+    """Like :func:`restore`, for the content of a checkpoint; ``source`` is for messages."""
     recipe = recipe_of(content, source)
     try:
         network, postprocess = build(recipe["model"])
@@ -174,7 +170,7 @@ def restore_content(
     except (ArgumentError, KeyError, TypeError, ValueError, RuntimeError) as error:
         lines = " ".join(str(error).split())
         raise ValueError(
-            f"{source}: does not fit this version of condseg ({lines[:300]})"
+            f"{source}: not compatible with this version of condseg ({lines[:300]})"
         ) from error
     return Restored(
         network.eval().to(device), postprocess, categories, *sizes, data=recipe.get("data", {})
@@ -188,7 +184,7 @@ def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
     parser.add_class_arguments(Network, "network")
     parser.add_class_arguments(PostProcess, "postprocess")
     network = dict(config["network"])
-    # The weights come from the checkpoint; nothing is fetched.
+    # The weights are in the checkpoint; nothing is downloaded.
     network["backbone"] = {**network["backbone"], "weights": None}
     parsed = parser.parse_object({"network": network, "postprocess": config["postprocess"]})
     built = parser.instantiate(parsed)

@@ -1,4 +1,4 @@
-"""Whole detectors of other projects: whose a checkpoint is, and what it is here."""
+"""Detectors of other projects: recognizes the project, converts names and settings."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from condseg.zoo.mmdetection import convert_mmdetection
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """A checkpoint of another project under our names.
+    """A checkpoint of another project by condseg's names.
 
     Attributes:
-        source: whose it is.
-        network: arguments of ``CondInst``, plain data.
+        source: the project.
+        network: arguments of ``build_condinst``, plain data.
         postprocess: arguments of ``PostProcess``, plain data.
         state: all tensors of the network.
     """
@@ -31,17 +31,17 @@ class Detector:
 
 
 def import_detector(state: Mapping[str, Tensor], source: str) -> Detector:
-    """Recognises the project by its names, and takes its detector over.
+    """Recognizes the project by the names of the tensors, and converts the detector.
 
-    mmdetection compares the class score alone with the threshold, and so do its models here; the
-    scores it shows are the squares of ours, which changes no order.
+    As in mmdetection, the threshold of its models applies to the class score alone. mmdetection's
+    final scores are the squares of condseg's, in the same order.
 
     Args:
-        state: as :func:`condseg.models.backbones.files.read_state` gives it.
+        state: of :func:`condseg.models.backbones.files.read_state`.
         source: the file, for messages.
 
     Raises:
-        ValueError: no CondInst or BoxInst of a project that is known; the message says what the
+        ValueError: not a CondInst or BoxInst of a supported project; the message says what the
             file seems to be.
     """
     if any(key.startswith("proposal_generator.fcos_head.") for key in state):
@@ -58,14 +58,14 @@ def import_detector(state: Mapping[str, Tensor], source: str) -> Detector:
 
 
 def _what_else(state: Mapping[str, Tensor]) -> str:
-    by_itself = "give it as --model.network.backbone.weights"
+    by_itself = "use it as --model.network.backbone.weights"
     if any(key.startswith("network.") for key in state):
-        return "a checkpoint of condseg already"
+        return "already a checkpoint of condseg"
     if any(key.startswith(("roi_head.", "rpn_head.")) for key in state):
-        return f"a detector of another kind, of which the backbone alone fits: {by_itself}"
+        return f"another detector, of which only the backbone is supported: {by_itself}"
     if {"fc.weight", "classifier.weight", "classifier.1.weight"} & state.keys():
         return f"a classifier; {by_itself}"
     return (
-        "no CondInst or BoxInst of AdelaiDet or mmdetection; its tensors are called "
+        "not a CondInst or BoxInst of AdelaiDet or mmdetection; its tensors are "
         f"{', '.join(list(state)[:3])}, ..."
     )

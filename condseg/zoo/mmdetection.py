@@ -1,6 +1,6 @@
-"""Checkpoints of mmdetection's CondInst under our names.
+"""Converts the names of mmdetection's CondInst and BoxInst to condseg's.
 
-Their ResNets take RGB and stride in the 3x3 convolutions: ``Backbone(style="torchvision")``.
+Their ResNets are torchvision-style: RGB, stride in the 3x3 convolutions.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _MASK = r"mask_head\.mask_feature_head\."
 
 
 def convert_mmdetection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """mmdetection's names -> ours.
+    """Renames mmdetection's tensors.
 
     Args:
-        state: its ``state_dict``.
+        state: the ``state_dict``.
 
     Returns:
-        All the tensors of a ``CondInst`` of the same size on a ``Backbone``.
+        All tensors of a ``CondInst``.
 
     Raises:
-        ValueError: a name that is not CondInst's.
+        ValueError: an unknown name.
     """
     depths = [int(m[1]) for k in state if (m := re.match(rf"{_MASK}conv_branch\.(\d+)\.", k))]
     renamed = rename(state, _rules(1 + max(depths, default=-1)), {}, "mmdetection's CondInst")

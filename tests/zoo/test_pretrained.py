@@ -146,7 +146,7 @@ def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing", "has no tensor that would be mask_branch.tower.1.weight"),
+        ("missing", "no tensor corresponds to mask_branch.tower.1.weight"),
         ("unknown", "unknown tensor proposal_generator.new"),
         (
             "shape",
@@ -154,12 +154,12 @@ def wrong(state: dict[str, Tensor], change: str) -> dict[str, Any]:
             "the network",
         ),
         ("controller", "the controller has 170 outputs"),
-        ("blocks", r"the backbone has \(2, 1, 2, 2\) blocks; known are resnet18"),
-        ("head", "has no tensor that would be head.class_logits.weight"),
-        ("classifier", "is a classifier; give it as --model.network.backbone.weights"),
-        ("mask_rcnn", "of which the backbone alone fits"),
-        ("ours", "a checkpoint of condseg already"),
-        ("other", r"no CondInst or BoxInst .* called a.b"),
+        ("blocks", r"the backbone has \(2, 1, 2, 2\) blocks; supported are resnet18"),
+        ("head", "no tensor corresponds to head.class_logits.weight"),
+        ("classifier", "is a classifier; use it as --model.network.backbone.weights"),
+        ("mask_rcnn", "of which only the backbone is supported"),
+        ("ours", "already a checkpoint of condseg"),
+        ("other", r"not a CondInst or BoxInst .* are a.b"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Names of detectron2's ResNets, as AdelaiDet's checkpoints have them, in torchvision's."""
+"""Converts the names of detectron2's ResNets, as in AdelaiDet's checkpoints, to torchvision's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RESNET_RULES = [
 
 
 def with_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the batch counters that frozen batch norms elsewhere do not have."""
+    """Adds the batch counters, which frozen batch norms of other projects do not have."""
     counted = dict(state)
     for key in state:
         if key.endswith(".running_mean"):

@@ -1,4 +1,4 @@
-"""The backbone's part of any checkpoint: a classifier's, a detector's, ODConv's."""
+"""The backbone of a checkpoint of a classifier or a detector."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FIRST = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
 
 
 def backbone_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of the backbone alone, as torchvision's ResNets and timm's networks name them.
+    """The tensors of the backbone, by the names of torchvision's ResNets and timm's networks.
 
-    Known are classifiers (torchvision's, timm's, ODConv's), the detectors of mmdetection (ODConv's
-    Mask R-CNNs among them) and of AdelaiDet, and condseg's own checkpoints. What is outside of a
-    detector's backbone is named as left out.
+    Classifiers of torchvision, timm and ODConv, detectors of mmdetection (also ODConv's Mask
+    R-CNN) and AdelaiDet, and condseg's checkpoints are supported. Tensors outside of a detector's
+    backbone are logged as left out.
 
     Args:
         state: all tensors of the file.
@@ -49,12 +49,12 @@ def backbone_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
 
 
 def is_dynamic(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are a dynamic network's tensors, ODConv's names being the published ones."""
+    """Whether these are the tensors of an ODConv network."""
     return any(key.endswith(".attention.fc.weight") for key in state)
 
 
 def timm_mobilenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's and ODConv's names of a MobileNetV2 -> timm's; other names stay."""
+    """Renames the tensors of torchvision's and ODConv's MobileNetV2 to timm's names."""
     places = [f"blocks.{s}.{i}" for s, depth in enumerate(_MOBILENET_DEPTHS) for i in range(depth)]
     names = {"features.0.0": "conv_stem", "features.0.1": "bn1", "classifier.1": "classifier"}
     names |= {"features.18.0": "conv_head", "features.18.1": "bn2"}
