@@ -127,13 +127,13 @@ def test_eval_and_demo_as_a_user(trained: CommandLine, data: Path, tmp_path: Pat
 
 
 def test_wrong_checkpoints(trained: CommandLine, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"missing\.ckpt: there is no such file"):
+    with pytest.raises(ValueError, match=r"missing\.ckpt: no such file"):
         restore(tmp_path / "missing.ckpt")
     whole = last(trained).read_bytes()
     for name, content in (("half", whole[: len(whole) // 2]), ("text", b"hello"), ("empty", b"")):
         path = tmp_path / f"{name}.ckpt"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}\.ckpt: damaged, or no checkpoint"):
+        with pytest.raises(ValueError, match=rf"{name}\.ckpt: damaged, or not a checkpoint"):
             restore(path)
     for entry, message in (("model", "not written by condseg"), ("state_dict", "tools/train.py")):
         torch.save({entry: {}}, tmp_path / "other.ckpt")
@@ -146,7 +146,7 @@ def test_a_checkpoint_runs_no_code(trained: CommandLine, tmp_path: Path) -> None
     conv = content["condseg"]["model"]["network"]["backbone"]["conv"]
     conv |= {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "evil"]}}
     torch.save(content, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match=r"evil\.ckpt: does not fit .*subprocess.Popen"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt: not compatible .*subprocess.Popen"):
         restore(tmp_path / "evil.ckpt")
 
 
