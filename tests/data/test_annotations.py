@@ -1,5 +1,8 @@
 """What is read from a COCO json, and what is rejected."""
 
+import subprocess
+import sys
+
 import pytest
 
 from condseg.data.annotations import BOX_ONLY, read_annotations
@@ -13,6 +16,14 @@ CROWD = {"size": [40, 60], "counts": [0, 400, 2000]}
 
 def test_categories_without_a_dataset(coco_set):
     assert read_categories(coco_set().json) == (Category(2, "pen"), Category(7, "cup"))
+
+
+@pytest.mark.tool
+def test_categories_without_heavy_imports():
+    code = "import sys, condseg.data.categories, condseg.data.download, condseg.data.files\n"
+    code += "sys.exit(str({'albumentations', 'cv2', 'lightning', 'pycocotools'} & {*sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stderr.strip() == "set()"
 
 
 def annotation(number=3, **change):

@@ -1,4 +1,4 @@
-"""The sample set that comes with the package, and the program that made it."""
+"""The sample set of the package, and the tool that rendered it."""
 
 import contextlib
 import importlib.util
@@ -9,22 +9,22 @@ import sys
 from pathlib import Path
 
 import cv2
+import make_tabletop
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-ROOT = Path(__file__).parents[2]
-TABLETOP = ROOT / "condseg" / "data" / "tabletop"
-TOOL = ROOT / "tools" / "make_tabletop.py"
+from condseg.data.files import TABLETOP
+
+TOOL = Path(make_tabletop.__file__)
 SIZES = {"train": 336, "val": 48}
 CLASSES = ("ball", "bottle", "bowl", "box", "brick", "can", "donut", "mug")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-drawing = pytest.mark.skipif(
+needs_pybullet = pytest.mark.skipif(
     importlib.util.find_spec("pybullet") is None,
-    reason="pybullet draws the scenes; it is not installed (it has no wheel for Python 3.12)",
+    reason="pybullet is not installed (it has no wheel for Python 3.12)",
 )
 
 
@@ -49,10 +49,20 @@ def test_counts_classes_and_licence(coco, split):
     assert min(per_class) > 0.5 * max(per_class)
 
 
-def test_masks_fit_the_picture_and_do_not_overlap(coco, split):
-    for image_id, image in coco.imgs.items():
-        size = (image["height"], image["width"])
-        assert cv2.imread(str(TABLETOP / split / image["file_name"])).shape == (*size, 3)
+def test_images_masks_and_depth_agree(coco, split):
+    means = []
+    for image_id, entry in coco.imgs.items():
+        size = (entry["height"], entry["width"])
+        image = cv2.imread(str(TABLETOP / split / entry["file_name"]))
+        assert image.shape == (*size, 3)
+        assert 40 < image.mean() < 210  # well exposed
+        assert image.std() > 12
+        assert np.mean((image > 250).all(-1)) < 0.1
+        means.append(image.mean((0, 1)))
+        depth = cv2.imread(str(TABLETOP / entry["depth_file"]), cv2.IMREAD_UNCHANGED)
+        assert depth.dtype == np.uint16
+        assert depth.shape == size
+        assert 100 < depth.min() < depth.max() < 10_000  # measured everywhere
         covered = np.zeros(size, int)
         for annotation in coco.imgToAnns[image_id]:
             mask = coco.annToMask(annotation)
@@ -63,74 +73,53 @@ def test_masks_fit_the_picture_and_do_not_overlap(coco, split):
             assert annotation["bbox"] == box
             assert annotation["iscrowd"] == 0
             assert 0 < annotation["visibility"] <= 1
+            assert np.ptp(depth[y, x].astype(int)) < 250  # mm: no object is longer
             covered += mask
         assert covered.max() == 1
+    assert np.std(means, 0).min() > 12  # images differ
 
 
-def test_depth_is_there_and_belongs_to_the_things(coco, split):
-    """Every pixel has a depth, and a thing no more of it than its own length."""
-    for image_id, image in coco.imgs.items():
-        depth = cv2.imread(str(TABLETOP / image["depth_file"]), cv2.IMREAD_UNCHANGED)
-        assert depth.dtype == np.uint16
-        assert depth.shape == (image["height"], image["width"])
-        assert 100 < depth.min() < depth.max() < 10_000
-        for annotation in coco.imgToAnns[image_id]:
-            inside = depth[coco.annToMask(annotation) > 0].astype(int)
-            assert np.ptp(inside) < 250  # millimetres: no thing is longer than a bottle
-
-
-def test_things_hide_each_other(coco):
+def test_objects_occlude_each_other(coco):
     visibility = np.array([a["visibility"] for a in coco.anns.values()])
     assert 0.2 < np.mean(visibility < 0.7) < 0.5
     assert np.mean(visibility > 0.99) > 0.3
 
 
-def test_pictures_are_well_exposed_and_differ(coco, split):
-    means = []
-    for image in coco.imgs.values():
-        picture = cv2.imread(str(TABLETOP / split / image["file_name"]))
-        assert 40 < picture.mean() < 210
-        assert picture.std() > 12
-        assert np.mean((picture > 250).all(-1)) < 0.1
-        means.append(picture.mean((0, 1)))
-    assert np.std(means, 0).min() > 12
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_annotations_as_detections_have_ap_1(coco, kind):
+    results = [a | {"score": 1.0} for a in coco.dataset["annotations"]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(coco, coco.loadRes(results), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
 
 
-def test_the_annotations_as_detections_have_ap_1(coco):
-    for kind in ("bbox", "segm"):
-        found = [a | {"score": 1.0} for a in coco.dataset["annotations"]]
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(coco, coco.loadRes(found), kind)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        assert evaluation.stats[0] == pytest.approx(1.0)
-
-
-def test_the_set_is_small_enough_to_be_committed():
+def test_the_set_is_small():
     sizes = [path.stat().st_size for path in TABLETOP.rglob("*") if path.is_file()]
     assert sum(sizes) < 11_000_000
     assert max(sizes) < 1_000_000
 
 
-def test_nothing_lies_about_that_the_annotations_do_not_name(coco, split):
+def test_all_files_are_in_the_annotations(coco, split):
     images = coco.dataset["images"]
     assert {p.name for p in (TABLETOP / split).iterdir()} == {i["file_name"] for i in images}
     depth = {str(p.relative_to(TABLETOP)) for p in (TABLETOP / "depth" / split).iterdir()}
     assert depth == {i["depth_file"] for i in images}
 
 
-def make(*args):
+def render(*args):
     command = [sys.executable, str(TOOL), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Two scenes of each split, by two processes."""
-    out = tmp_path_factory.mktemp("made")
-    run = make(out, "--train", 2, "--val", 1, "--workers", 2)
-    assert run.returncode == 0, run.stderr
+def rendered(tmp_path_factory):
+    """Two training scenes and one of validation, by two processes."""
+    out = tmp_path_factory.mktemp("rendered")
+    render(out, "--train", 2, "--val", 1, "--workers", 2)
     return out
 
 
@@ -138,30 +127,28 @@ def files_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*") if p.is_file()}
 
 
-@drawing
+@needs_pybullet
 @pytest.mark.slow
-def test_a_scene_depends_on_its_number_alone(made, tmp_path):
-    assert make(tmp_path, "--train", 1, "--val", 1).returncode == 0
-    again, before = files_of(tmp_path), files_of(made)
+def test_a_scene_depends_on_its_number_only(rendered, tmp_path):
+    render(tmp_path, "--train", 1, "--val", 1)
+    again = files_of(tmp_path)
     del again["instances_train.json"]
-    assert again.items() <= before.items()
-    few, more = (json.loads((f / "instances_train.json").read_text()) for f in (tmp_path, made))
-    assert few["annotations"] == [a for a in more["annotations"] if a["image_id"] == 0]
+    assert again.items() <= files_of(rendered).items()
+    one, two = (json.loads((f / "instances_train.json").read_text()) for f in (tmp_path, rendered))
+    assert one["annotations"] == [a for a in two["annotations"] if a["image_id"] == 0]
 
 
-@drawing
+@needs_pybullet
 @pytest.mark.slow
-def test_the_program_makes_the_set_that_is_here(made):
-    """The same scene; its pixels may differ by a rounding between kinds of processor."""
-    for split, index in (("train", 0), ("train", 1), ("val", 0)):
-        name = f"{split}/{index:06d}"
-        new, old = (cv2.imread(str(f / f"{name}.jpg")).astype(int) for f in (made, TABLETOP))
+def test_the_tool_renders_the_set(rendered):
+    """The same scenes; pixels may differ by rounding between kinds of processor."""
+    folders = (rendered, TABLETOP)
+    for name in ("train/000000", "train/000001", "val/000000"):
+        new, old = (cv2.imread(str(f / f"{name}.jpg")).astype(int) for f in folders)
         assert np.abs(new - old).mean() < 0.5
-        new, old = (
-            cv2.imread(str(f / f"depth/{name}.png"), -1).astype(int) for f in (made, TABLETOP)
-        )
+        new, old = (cv2.imread(str(f / f"depth/{name}.png"), -1).astype(int) for f in folders)
         assert np.mean(np.abs(new - old) > 1) < 0.001
-    new, old = (json.loads((f / "instances_train.json").read_text()) for f in (made, TABLETOP))
+    new, old = (json.loads((f / "instances_train.json").read_text()) for f in folders)
     assert new["categories"] == old["categories"]
     assert new["info"] == old["info"]
     kinds = [[a["category_id"] for a in d["annotations"] if a["image_id"] < 2] for d in (new, old)]
@@ -175,28 +162,13 @@ def test_the_program_makes_the_set_that_is_here(made):
         (["--quality", "101"], "--quality 101: must be 1 to 100"),
         (["--size", "32", "240"], "--size 32 240: both must be 64 or more"),
         (["--workers", "0"], "--workers 0: must be 1"),
+        ([], "pip install pybullet"),
     ],
 )
-def test_wrong_options_are_said(tmp_path, args, message):
-    run = make(tmp_path / "out", *args)
-    assert run.returncode == 2
-    assert message in run.stderr
+def test_wrong_options_and_a_missing_package(tmp_path, monkeypatch, capsys, args, message):
+    monkeypatch.setitem(sys.modules, "pybullet", None)
+    with pytest.raises(SystemExit) as stop:
+        make_tabletop.main([str(tmp_path / "out"), *args])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_without_pybullet_it_says_how_to_get_it(tmp_path):
-    code = (
-        "import sys; sys.modules['pybullet'] = None\n"
-        "import make_tabletop; make_tabletop.main(['x'])"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=TOOL.parent,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 2
-    assert "pip install pybullet" in run.stderr
-    assert not (TOOL.parent / "x").exists()
