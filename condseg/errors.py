@@ -1,4 +1,4 @@
-"""What the tools do with an error that the user can put right: one line and exit code 2."""
+"""Errors that a user can correct end a command with one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -10,42 +10,41 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def user_errors(less_memory: str = "a smaller picture or a smaller network") -> Iterator[None]:
-    """Ends the program with ``error: ...`` and code 2 for a wrong value or file.
+def user_errors(less_memory: str = "a smaller image or a smaller network") -> Iterator[None]:
+    """Ends the program with ``error: ...`` and code 2 on a wrong value or file.
 
-    condseg raises ``ValueError`` (and the system ``OSError``) where the input is at fault, with
-    the name, the value and what is allowed; everything else keeps its traceback, for it is ours.
-    Only where memory ended the message is of what the user can turn. ``CONDSEG_TRACEBACK=1`` in
-    the environment shows the traceback of these, too.
+    condseg raises ``ValueError`` (and the system ``OSError``) for wrong inputs, with the name, the
+    value and what is allowed; these and exhausted memory are reported in one line. Other errors
+    are bugs and keep their traceback, as do all with ``CONDSEG_TRACEBACK=1`` in the environment.
 
     Args:
-        less_memory: what needs less memory, the options of the tool by name.
+        less_memory: the command's options that reduce memory.
 
     Raises:
-        SystemExit: code 2, after a ``ValueError``, an ``OSError``, or where memory ended.
+        SystemExit: code 2, after a ``ValueError``, an ``OSError``, or exhausted memory.
     """
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         message = str(error)
         if isinstance(error, (MemoryError, RuntimeError)):
-            asked = _memory_asked(error)
-            if asked is None:
+            size = _requested_memory(error)
+            if size is None:
                 raise
-            message = f"out of memory{asked}; what needs less: {less_memory}"
+            message = f"out of memory{size}; to use less: {less_memory}"
         if os.environ.get("CONDSEG_TRACEBACK") == "1":
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def _memory_asked(error: Exception) -> str | None:
-    """How much memory there was not, where that is what the error says; else None."""
+def _requested_memory(error: Exception) -> str | None:
+    """The requested memory if known, else ""; None for errors that are not about memory."""
     message = " ".join(str(error).split())
     on_gpu = re.search(r"(\w+) out of memory.*?[Tt]ried to allocate ([\d.]+ \w+)", message)
     if on_gpu:
-        return f" ({on_gpu[1]}, {on_gpu[2]} asked for)"
+        return f" ({on_gpu[1]}, {on_gpu[2]} requested)"
     on_cpu = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", message)
     if on_cpu:
-        return f" (CPU, {int(on_cpu[1]) / 2**30:.2f} GiB asked for)"
+        return f" (CPU, {int(on_cpu[1]) / 2**30:.2f} GiB requested)"
     return "" if isinstance(error, MemoryError) or "out of memory" in message else None

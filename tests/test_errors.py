@@ -1,53 +1,45 @@
+"""Errors that a user can correct; others keep their traceback."""
+
 import pytest
 import torch
 
 from condseg.errors import user_errors
 
+OOM = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 10.00 GiB"
 
-@pytest.mark.parametrize("error", [ValueError("score is 2; 0..1"), FileNotFoundError("no a.json")])
-def test_one_line_and_code_2(error, capsys, monkeypatch):
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("score is 2; 0..1"), "score is 2; 0..1"),
+        (FileNotFoundError("no a.json"), "no a.json"),
+        (torch.OutOfMemoryError(OOM), "out of memory (CUDA, 20.00 GiB requested); to use less: b"),
+        (MemoryError(), "out of memory; to use less: b"),
+        (RuntimeError("MPS backend out of memory"), "out of memory; to use less: b"),
+    ],
+)
+def test_one_line_and_code_2(error, message, capsys, monkeypatch):
     monkeypatch.delenv("CONDSEG_TRACEBACK", raising=False)
-    with pytest.raises(SystemExit) as stop, user_errors():
+    with pytest.raises(SystemExit) as stop, user_errors("b"):
         raise error
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"error: {error}\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_our_own_mistakes_keep_their_traceback():
-    with pytest.raises(TypeError), user_errors():
-        raise TypeError
+def test_exhausted_memory_of_the_cpu(capsys):
+    with pytest.raises(SystemExit), user_errors("--batch_size 1"):
+        torch.empty(10**6, 10**9)
+    message = "out of memory (CPU, 3725290.30 GiB requested); to use less: --batch_size 1"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_the_traceback_can_be_asked_for(monkeypatch):
+@pytest.mark.parametrize("error", [TypeError("x"), RuntimeError("shapes differ")])
+def test_bugs_keep_their_traceback(error):
+    with pytest.raises(type(error), match=str(error)), user_errors():
+        raise error
+
+
+def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("CONDSEG_TRACEBACK", "1")
     with pytest.raises(ValueError, match="seen"), user_errors():
         raise ValueError("seen")
-
-
-def test_memory_that_ended_names_what_to_turn(capsys):
-    with pytest.raises(SystemExit) as stop, user_errors("--batch_size 1"):
-        torch.empty(10**6, 10**9)
-    assert stop.value.code == 2
-    expected = "out of memory (CPU, 3725290.30 GiB asked for); what needs less: --batch_size 1"
-    assert capsys.readouterr().err == f"error: {expected}\n"
-
-
-def test_memory_of_a_gpu_that_ended(capsys):
-    error = torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 10.00 GiB"
-    )
-    with pytest.raises(SystemExit), user_errors("--batch_size 1"):
-        raise error
-    assert "out of memory (CUDA, 20.00 GiB asked for)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("MPS backend out of memory")])
-def test_memory_that_ended_without_a_number(error, capsys):
-    with pytest.raises(SystemExit), user_errors():
-        raise error
-    assert capsys.readouterr().err.startswith("error: out of memory; what needs less:")
-
-
-def test_other_errors_of_torch_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shapes"), user_errors():
-        raise RuntimeError("shapes differ")

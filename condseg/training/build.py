@@ -22,14 +22,14 @@ def build_module(
     """Build the LightningModule; a configuration's ``model`` has these arguments.
 
     Args:
-        network: is trained.
-        mask_loss: of the masks.
+        network: the trained network.
+        mask_loss: the loss of the masks.
         postprocess: dense predictions -> detections.
-        optimizer: builds the optimizer of the parameter groups.
+        optimizer: builds the optimizer from parameter groups.
         schedule: builds its learning-rate schedule, stepped once per optimizer step.
-        dense_loss: of classes and boxes; if not given, the default loss of the network's head.
+        dense_loss: the loss of classes and boxes; default: that of the network's head.
         backbone_lr: factor of the backbone's learning rate.
-        attention_lr: factor of the learning rate of the dynamic layers' attentions.
+        attention_lr: factor of the attentions' learning rate, in addition.
 
     Raises:
         ValueError: ``dense_loss`` is for another head.

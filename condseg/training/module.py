@@ -59,13 +59,13 @@ class CondInstModule(LightningModule):
         self._evaluator: CocoEvaluator | None = None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch by name; what is minimised is their sum."""
+        """The losses of a batch by name; their sum is minimised."""
         dense = self.network(batch.images, batch.sizes, batch.depth)
         losses: dict[str, Tensor] = self.criterion(dense, batch, self.network.mask_logits)
         return losses
 
     def predict(self, batch: Batch) -> list[Detections]:
-        """The detections in each picture, in its original pixels."""
+        """The detections in each image, in its original pixels."""
         dense = self.network(batch.images, batch.sizes, batch.depth)
         return self.postprocess(dense, batch.infos, self.network.mask_logits)
 

@@ -93,7 +93,7 @@ def find_checkpoint(ckpt_path: str | None, runs: Path, command: str = "") -> Pat
         command: the command that starts a new run, for the error message.
 
     Raises:
-        ValueError: ``last`` is asked for and no run has a checkpoint.
+        ValueError: no run has the ``last`` checkpoint.
     """
     if ckpt_path != "last":
         return Path(ckpt_path) if ckpt_path is not None else None

@@ -39,35 +39,37 @@ def _sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def global_batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """What ``norm`` does in training, with the mean and variance of all ranks' samples.
+    """Batch norm in training with the mean and variance of all ranks' samples.
 
     mean = sum(x) / n, var = sum((x - mean)^2) / n; the sums and n run over the global batch. The
-    running variance takes n - 1, as torch does. A single value (n = 1) has no variance: it is
-    normalised by the running statistics, which stay, as in :mod:`condseg.layers`.
+    running variance uses n - 1, as torch's does. A single value (n = 1) has no variance: it is
+    normalised by the running statistics, which do not change, as in :mod:`condseg.layers`.
 
     Args:
-        norm: whose parameters and running statistics are used and updated.
-        x: (B, C, *) this rank's share; B may differ between ranks.
+        norm: its parameters are used; its running statistics are updated.
+        x: (B, C, *), this rank's part of the batch; B may differ between ranks.
     """
     dims = [d for d in range(x.ndim) if d != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    count = wide.new_tensor([x.numel() / x.shape[1]])
-    total = _sum_over_ranks(torch.cat([wide.sum(dims), count]))
+    x32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    count = x32.new_tensor([x.numel() / x.shape[1]])
+    total = _sum_over_ranks(torch.cat([x32.sum(dims), count]))
     n = total[-1].detach()
     mean = total[:-1] / n
-    var = _sum_over_ranks((wide - mean.view(shape)).square().sum(dims)) / n
+    var = _sum_over_ranks((x32 - mean.view(shape)).square().sum(dims)) / n
     if norm.running_mean is not None:
         mean, var = _track(norm, mean, var, n)
-    y = (wide - mean.view(shape)) * torch.rsqrt(var.view(shape) + norm.eps)
+    y = (x32 - mean.view(shape)) * torch.rsqrt(var.view(shape) + norm.eps)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
     return y.to(x.dtype)
 
 
 def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """Moves the running statistics; gives those to normalise by. Without a branch on ``n``,
-    which would have a GPU wait."""
+    """Updates the running statistics; returns the mean and variance for normalisation.
+
+    There is no branch on ``n``, which would synchronise a GPU.
+    """
     running_mean, running_var, batches = (
         norm.running_mean,
         norm.running_var,
@@ -80,10 +82,10 @@ def _track(norm: _BatchNorm, mean: Tensor, var: Tensor, n: Tensor) -> tuple[Tens
     old_mean, old_var = running_mean.clone(), running_var.clone()
     with torch.no_grad():
         batches.add_(several)
-        share = 1 / batches.clamp(min=1) if norm.momentum is None else norm.momentum
+        momentum = 1 / batches.clamp(min=1) if norm.momentum is None else norm.momentum
         unbiased = var * n / (n - 1).clamp(min=1)
-        running_mean.add_((mean - running_mean) * share * several)
-        running_var.add_((unbiased - running_var) * share * several)
+        running_mean.add_((mean - running_mean) * momentum * several)
+        running_var.add_((unbiased - running_var) * momentum * several)
     return torch.where(several, mean, old_mean), torch.where(several, var, old_var)
 
 
@@ -91,11 +93,11 @@ class GlobalBatchNorm(_BatchNorm):
     """``nn.BatchNorm`` whose training statistics are those of the global batch.
 
     Args:
-        norm: whose parameters, buffers and children it takes over. Children are applied after
-            the norm, in their order: timm's norms carry their activation so.
+        norm: its parameters, buffers and children are used. Children are applied after the norm,
+            in their order: in timm's norms, the activation.
 
     Shape:
-        (B, C, *) -> the same; evaluation is plain batch norm.
+        (B, C, *) -> (B, C, *); in evaluation as ``nn.BatchNorm``.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -120,10 +122,10 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class SyncBatchNorm(LayerSync):
-    """Makes the batch norms of a model see the global batch while it trains on several ranks.
+    """Replaces the batch norms of a model by synchronised ones while it trains on several ranks.
 
-    Plain ones become torch's own synchronised layer on CUDA; that one refuses the CPU and knows
-    no activation, so elsewhere it is :class:`GlobalBatchNorm`. Names in the state stay the same.
+    torch's batch norms on CUDA become ``nn.SyncBatchNorm``; it supports neither the CPU nor timm's
+    activations, so other norms become :class:`GlobalBatchNorm`. State-dict keys stay the same.
     """
 
     def __init__(self) -> None:

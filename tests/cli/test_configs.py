@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def build(tmp_path: Path, *args: str) -> CommandLine:
     return CommandLine(
         [*args, *UNTRAINED, f"--data.root={data}", f"--trainer.default_root_dir={tmp_path}"],
     )
+
+
+def test_the_configurations_of_the_readme_exist() -> None:
+    text = (tiny.REPOSITORY / "README.md").read_text()
+    names = set(re.findall(r"[\w/]+\.yaml", text))
+    assert "quickstart.yaml" in names
+    assert {name for name in names if "/" not in name} <= {*NAMES, "default.yaml"}
 
 
 @pytest.mark.parametrize("name", NAMES)

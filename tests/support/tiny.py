@@ -1,4 +1,4 @@
-"""A data set and a network so small that a training takes seconds."""
+"""A data set and a network that train in seconds."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ model:
 
 
 def make_set(root: Path, train: int = 12, val: int = 5, side: int = 64) -> Path:
-    """Coloured boxes and discs in COCO format; the k-th picture has k % 3 objects."""
+    """Coloured boxes and discs in COCO format; the k-th image has k % 3 objects."""
     for split, count in (("train", train), ("val", val)):
         (root / split).mkdir(parents=True)
         images, annotations = [], []
         random = np.random.default_rng(len(split))
         for i in range(count):
-            picture = random.integers(0, 60, (side, side, 3)).astype(np.uint8)
+            image = random.integers(0, 60, (side, side, 3)).astype(np.uint8)
             for _ in range((i + 1) % 3 if split == "train" else 1 + i % 2):
                 kind = int(random.integers(2))
                 x, y, r = (int(v) for v in random.integers(12, [side - 12, side - 12, 16]))
@@ -45,7 +45,7 @@ def make_set(root: Path, train: int = 12, val: int = 5, side: int = 64) -> Path:
                     cv2.circle(mask, (x, y), r - 4, 1, -1)
                 else:
                     cv2.rectangle(mask, (x - 8, y - 8), (x + 8, y + 8), 1, -1)
-                picture[mask == 1] = (230, 40, 40) if kind else (40, 40, 230)
+                image[mask == 1] = (230, 40, 40) if kind else (40, 40, 230)
                 contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
                 annotations.append(
                     {
@@ -58,7 +58,7 @@ def make_set(root: Path, train: int = 12, val: int = 5, side: int = 64) -> Path:
                         "iscrowd": 0,
                     }
                 )
-            cv2.imwrite(str(root / split / f"{i}.png"), picture)
+            cv2.imwrite(str(root / split / f"{i}.png"), image)
             images.append({"id": i + 1, "file_name": f"{i}.png", "height": side, "width": side})
         content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
         (root / f"instances_{split}.json").write_text(json.dumps(content))
