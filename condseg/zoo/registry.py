@@ -58,17 +58,13 @@ def _adelaidet(original: str, box_ap: float, mask_ap: float) -> PublishedModel:
     return PublishedModel(name, config, "AdelaiDet", repository, file, box_ap, mask_ap)
 
 
-def _mmdetection(
-    config: str, folder: str, stamp: str, box_ap: float, mask_ap: float
-) -> PublishedModel:
+def _mmdetection(stem: str, box_ap: float, mask_ap: float) -> PublishedModel:
+    """A file ``condinst_r50_fpn_..._<date>_<time>-<digits of SHA-256>.pth``."""
+    kind, depth, *_ = stem.split("_")
+    folder = f"{_OPENMMLAB}/{kind}/{stem.rsplit('_', 2)[0]}"
+    name, file = f"{kind}_{depth}", f"{stem}.pth"
     return PublishedModel(
-        f"{config}_mmdet",
-        f"{config}.yaml",
-        "mmdetection",
-        f"{_OPENMMLAB}/{config.partition('_')[0]}/{folder}",
-        f"{folder}_{stamp}.pth",
-        box_ap,
-        mask_ap,
+        f"{name}_mmdet", f"{name}.yaml", "mmdetection", folder, file, box_ap, mask_ap
     )
 
 
@@ -92,26 +88,10 @@ MODELS = {
         _adelaidet("BoxInst_MS_R_101_BiFPN_3x", 45.4, 34.1),
         _adelaidet("BoxInst_MS_R_101_BiFPN_dcni3_3x", 46.4, 34.8),
         _mmdetection(
-            "condinst_r50",
-            "condinst_r50_fpn_ms-poly-90k_coco_instance",
-            "20221129_125223-4c186406",
-            39.8,
-            36.0,
+            "condinst_r50_fpn_ms-poly-90k_coco_instance_20221129_125223-4c186406", 39.8, 36.0
         ),
-        _mmdetection(
-            "boxinst_r50",
-            "boxinst_r50_fpn_ms-90k_coco",
-            "20221228_163052-6add751a",
-            39.4,
-            30.8,
-        ),
-        _mmdetection(
-            "boxinst_r101",
-            "boxinst_r101_fpn_ms-90k_coco",
-            "20221229_145106-facf375b",
-            41.8,
-            32.7,
-        ),
+        _mmdetection("boxinst_r50_fpn_ms-90k_coco_20221228_163052-6add751a", 39.4, 30.8),
+        _mmdetection("boxinst_r101_fpn_ms-90k_coco_20221229_145106-facf375b", 41.8, 32.7),
     )
 }
 

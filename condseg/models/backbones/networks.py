@@ -83,12 +83,8 @@ def timm_network(name: str, weights: str | None) -> FeatureNetwork:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"name={name!r}: timm has no feature maps of it: {error}") from error
         if weights is not None:
-            blocks = dict.fromkeys(
-                ".".join(key.split(".")[:3])
-                for key in timm.create_model(plain).state_dict()
-                if key.startswith("blocks.")
-            )
-            _load_timm(network, plain, imagenet.lite_state(plain, blocks), f"PyPI's {plain}")
+            state = imagenet.lite_state(plain, timm.create_model(plain).state_dict())
+            _load_timm(network, plain, state, f"PyPI's {plain}")
     config = timm.get_pretrained_cfg(plain)
     normalization = IMAGENET
     if config is not None:
