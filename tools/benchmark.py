@@ -1,4 +1,4 @@
-"""Measures speed, memory and operations; tables in the docs are made by it.
+"""Measures speed, memory and operations, and writes the tables of the docs.
 
 python tools/benchmark.py targets --output docs/benchmarks    # or --device cuda
 python tools/benchmark.py layers --page docs/layers/README.md --output docs/layers
@@ -7,10 +7,10 @@ python tools/benchmark.py layers --page docs/layers/README.md --output docs/laye
 import argparse
 import os
 
-# The profiler, which counts memory, otherwise reports each GPU that is not there as an error.
+# Without it, the profiler, which counts memory, reports an error for each missing GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from studies.benchmarks import layers, loader, mask_head, model, targets, train
+from studies.benchmarks import layers, loader, model, parts, targets, train
 
 from condseg.errors import user_errors
 
@@ -18,7 +18,7 @@ COMMANDS = {
     "targets": targets,
     "model": model,
     "layers": layers,
-    "mask-head": mask_head,
+    "mask-head": parts,
     "train": train,
     "loader": loader,
 }

@@ -1,30 +1,22 @@
-"""Draws the pictures of docs/layers: what each layer does, from the layers themselves.
+"""Draws the images of docs/layers: what each layer does, computed by the layers themselves.
 
 python tools/draw_layers.py docs/layers
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from studies.panels import (
-    ORANGE,
-    Image,
-    bars,
-    blank,
-    caption,
-    column,
-    diverging,
-    fitted,
-    heat,
-    row,
-    save,
-    sequential,
-)
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from studies.charts import BLUE, DIVERGING, ORANGE, diverging, new_figure, save, show, split
 from torch import Tensor, nn
 
 from condseg import layers
@@ -36,169 +28,159 @@ from condseg.layers.dfn import dynamic_local_filter
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import MaskQueries
 
-PICTURES = [TABLETOP / "val" / name for name in ("000000.jpg", "000005.jpg")]
-WIDE = 150
+IMAGES = [TABLETOP / "val" / name for name in ("000000.jpg", "000005.jpg")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("output", help="folder of the PNGs")
     folder = Path(parser.parse_args().output)
-    drawings = {
-        "condconv": condconv,
-        "dyconv": dyconv,
-        "dynet": dynet,
-        "odconv": odconv,
-        "dfn_steered": dfn_steered,
-        "dfn_local": dfn_local,
-        "dmnet": dmnet,
-        "hdfnet": hdfnet,
-        "mask_head": mask_head,
-    }
-    for name, draw in drawings.items():
+    drawings = (condconv, dyconv, dynet, odconv, dfn_steered, dfn_local, dmnet, hdfnet, mask_head)
+    for draw in drawings:
         torch.manual_seed(0)
-        print(save(draw(), folder / f"{name}.png"))
+        print(save(draw(), folder / f"{draw.__name__}.png"))
 
 
-def colour_input(path: Path, width: int = 160) -> Tensor:
+def read(path: Path, width: int = 160) -> NDArray[np.uint8]:
+    """(H, W, 3) at that width."""
+    image = read_image(path)
+    size = (width, round(image.shape[0] * width / image.shape[1]))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def colours(path: Path, width: int = 160) -> Tensor:
     """(1, 3, H, W), 0..1."""
-    pixels = fitted(read_image(path), width)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    return torch.from_numpy(read(path, width)).permute(2, 0, 1)[None] / 255
 
 
 def normalised(path: Path) -> Tensor:
-    """The same about zero, so that attentions differ between pictures as in a network."""
-    return (colour_input(path) - 0.45) / 0.1
+    """(1, 3, H, W) about zero, so that attentions differ between images as in a network."""
+    return (colours(path) - 0.45) / 0.1
 
 
-def oriented(number: int, size: int = 7) -> Tensor:
-    """(number, 3, size, size) edge filters, one an orientation."""
+def oriented(count: int, size: int = 7) -> Tensor:
+    """(count, 3, size, size) edge filters of evenly spaced orientations."""
     at = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(at, at, indexing="ij")
-    angles = torch.arange(number) * math.pi / number
+    angles = torch.arange(count) * math.pi / count
     along = angles.cos()[:, None, None] * x + angles.sin()[:, None, None] * y
     kernels = along * torch.exp(-2.5 * (x * x + y * y))
     return (kernels / kernels.abs().sum((1, 2), keepdim=True))[:, None].expand(-1, 3, -1, -1)
 
 
-def square(values: Tensor, reach: float | None = None, side: int = 56) -> Image:
-    """A kernel, blue below zero and orange above."""
-    array = values.detach().double().numpy()
-    image = heat(array, diverging(reach or float(np.abs(array).max())), side, side)
-    return np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=190)
+def response(axes: Any, values: Tensor, title: str = "") -> None:
+    """An output map; the few largest values are cut off."""
+    diverging(axes, values, title, limit=float(values.abs().quantile(0.995)))
 
 
-def strip(values: Tensor, low: float, high: float, width: int = 220, height: int = 16) -> Image:
-    return heat(
-        np.atleast_2d(values.detach().double().numpy()), sequential(low, high), height, width
-    )
+def unit(axes: Any, values: Tensor, title: str = "") -> Any:
+    """A map of weights from 0 (dark) to 1 (yellow)."""
+    return show(axes, np.atleast_2d(values.numpy()), title, vmin=0, vmax=1, aspect="auto")
 
 
-def response(values: Tensor) -> Image:
-    array = values.detach().double().numpy()
-    height = round(WIDE * array.shape[0] / array.shape[1])
-    array = array / np.percentile(np.abs(array), 99.5)
-    # Steps of a twelfth are not seen, and make the file small.
-    return heat(np.round(12 * array) / 12, diverging(1.0), height, WIDE)
+def bars(axes: Any, values: Tensor, title: str = "") -> None:
+    """Weights from 0 to 1 as bars."""
+    axes.bar(range(len(values)), values.numpy(), color=BLUE)
+    axes.set(ylim=(0, 1), xticks=[], yticks=[0, 1], title=title)
 
 
-def experts_line(weight: Tensor) -> Image:
-    return row(caption("experts"), *(square(w[0, 0]) for w in weight))
+def with_experts(experts: Tensor, height: float) -> tuple[Figure, Any]:
+    """A figure with the experts' kernels at the top, and the part below them."""
+    figure = new_figure(6.8, height)
+    top, below = split(figure, 2, 1, height_ratios=[1, height - 1])
+    for axes, weight in zip(top.subplots(1, len(experts)), experts, strict=True):
+        diverging(axes, weight[0, 0])
+    top.supylabel("experts", fontsize=9)
+    return figure, below
 
 
 @torch.no_grad()
-def condconv() -> Image:
+def condconv() -> Figure:
     layer = layers.CondConv2d(
         3, 1, 7, padding=3, bias=False, padding_mode="replicate", num_experts=8
     ).eval()
     layer.weight.copy_(oriented(8)[:, None])
     layer.routing_fn.weight.mul_(5)
-    widths = (WIDE, 200, 90, WIDE)
-    titles = ("picture", "routing weights (0 to 1)", "its kernel", "what it gives")
-    lines = [experts_line(layer.weight), blank(4, 1)]
-    lines.append(row(*(_to(caption(t), w) for t, w in zip(titles, widths, strict=True)), gap=16))
-    for path in PICTURES:
+    figure, below = with_experts(layer.weight, 3.6)
+    grid = below.subplots(2, 4, width_ratios=[1.5, 2, 1, 1.5])
+    titles = ("image", "routing weights", "its kernel", "output")
+    for row, path in zip(grid, IMAGES, strict=True):
         x = normalised(path)
         routing = layer.routing_weights(x)[0]
-        kernel = torch.einsum("e,ehw->hw", routing, layer.weight[:, 0, 0])
-        cells = (
-            fitted(read_image(path), WIDE),
-            bars(routing.tolist(), 1.0, 80, 200),
-            square(kernel, side=78),
-            response(layer(x)[0, 0]),
-        )
-        lines.append(row(*(_to(c, w) for c, w in zip(cells, widths, strict=True)), gap=16))
-    return column(*lines, gap=8)
-
-
-def _to(image: Image, width: int) -> Image:
-    return row(image, blank(1, max(1, width - image.shape[1])), gap=0)[:, : max(width, 1)]
+        show(row[0], read(path))
+        bars(row[1], routing)
+        diverging(row[2], torch.einsum("e,ehw->hw", routing, layer.weight[:, 0, 0]))
+        response(row[3], layer(x)[0, 0])
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title)
+    return figure
 
 
 @torch.no_grad()
-def dyconv() -> Image:
+def dyconv() -> Figure:
     layer = layers.DyConv2d(3, 1, 7, padding=3, bias=False, num_experts=4).eval()
     layer.weight.copy_(oriented(4)[:, None])
     layer.attention.fc2.weight.mul_(20)
-    lines = [experts_line(layer.weight), blank(4, 1)]
-    widths = (WIDE, 120, 120, 120)
-    titles = ("picture", "temperature 30", "5", "1")
-    lines.append(row(*(_to(caption(t), w) for t, w in zip(titles, widths, strict=True)), gap=16))
-    for path in PICTURES:
+    figure, below = with_experts(layer.weight, 3.6)
+    temperatures = (30.0, 5.0, 1.0)
+    grid = below.subplots(2, 7, width_ratios=[1.5, *(1, 0.8) * 3])
+    for row, path in zip(grid, IMAGES, strict=True):
         x = normalised(path)
-        cells = [fitted(read_image(path), WIDE)]
-        for temperature in (30.0, 5.0, 1.0):
-            shares = layer.attention(x, torch.tensor(temperature))[0]
-            kernel = torch.einsum("e,ehw->hw", shares, layer.weight[:, 0, 0])
-            cells.append(column(bars(shares.tolist(), 1.0, 50, 110), square(kernel)))
-        lines.append(row(*(_to(c, w) for c, w in zip(cells, widths, strict=True)), gap=16))
-    return column(*lines, gap=8)
+        show(row[0], read(path))
+        for k, temperature in enumerate(temperatures):
+            weights = layer.attention(x, torch.tensor(temperature))[0]
+            bars(row[1 + 2 * k], weights)
+            diverging(row[2 + 2 * k], torch.einsum("e,ehw->hw", weights, layer.weight[:, 0, 0]))
+    for axes, temperature in zip(grid[0, 1::2], temperatures, strict=True):
+        axes.set_title(f"temperature {temperature:g}")
+    grid[0, 0].set_title("image")
+    return figure
 
 
 @torch.no_grad()
-def dynet() -> Image:
+def dynet() -> Figure:
     layer = layers.DyNetConv2d(3, 24, 3, padding=1, num_experts=4).eval()
     layer.coefficient_fn.weight.mul_(4)
-    lines = [caption("coefficients: 4 experts (rows) x 24 output channels (columns)")]
-    for path in PICTURES:
-        c = layer.coefficients(normalised(path))[0]
-        lines.append(row(fitted(read_image(path), WIDE), strip(c, 0, 1, 480, 112), gap=16))
-    key = row(caption("0"), strip(torch.linspace(0, 1, 100), 0, 1, 120, 14), caption("1"))
-    return column(*lines, key, gap=8)
+    figure = new_figure(6.8, 2.9)
+    grid = figure.subplots(2, 2, width_ratios=[1, 3])
+    for (left, right), path in zip(grid, IMAGES, strict=True):
+        show(left, read(path))
+        image = unit(right, layer.coefficients(normalised(path))[0])
+    grid[0, 1].set_title("coefficients: 4 experts (rows) x 24 output channels (columns)")
+    figure.colorbar(image, ax=grid[:, 1])
+    return figure
 
 
 @torch.no_grad()
-def odconv() -> Image:
+def odconv() -> Figure:
     layer = layers.ODConv2d(3, 16, 7, padding=3, bias=False, num_experts=4).eval()
     layer.weight.copy_(oriented(4)[:, None].expand(-1, 16, -1, -1, -1))
     heads = layer.attention
     for head in (heads.channel_fc, heads.filter_fc, heads.spatial_fc, heads.kernel_fc):
         assert head is not None
         head.weight.mul_(0.7)
-    lines = []
-    for path in PICTURES:
+    figure = new_figure(8.4, 3.6)
+    for part, path in zip(split(figure, 2, 1), IMAGES, strict=True):
         a = layer.attention(normalised(path), layer.temperature)
         assert a.kernel is not None
         assert a.filter is not None
         assert a.spatial is not None
-        names = ("experts", "output channels", "input channels")
-        values = (a.kernel[0], a.filter[0], a.channel[0])
-        strips = [
-            column(caption(f"{n} ({len(v)})"), strip(v, 0, 1), gap=1)
-            for n, v in zip(names, values, strict=True)
-        ]
-        taps = strip(a.spatial[0].view(7, 7), 0, 1, 90, 90)
+        panels = part.subplot_mosaic("pesrgb;pfsrgb;pcsrgb", width_ratios=[1.6, 2.2, 1.3, 1, 1, 1])
+        show(panels["p"], read(path))
+        unit(panels["e"], a.kernel[0], "experts (4)")
+        unit(panels["f"], a.filter[0], "output channels (16)")
+        unit(panels["c"], a.channel[0], "input channels (3)")
+        image = unit(panels["s"], a.spatial[0].view(7, 7), "positions (7 x 7)")
+        panels["s"].set_aspect("equal")
         mixed = torch.einsum("e,eochw->ochw", a.kernel[0], layer.weight)
         mixed = mixed * a.channel[0][:, None, None] * a.spatial[0].view(7, 7)
         mixed = mixed * a.filter[0][:, None, None, None]
-        first = mixed[int(a.filter[0].argmax())]
-        kernels = row(*(square(k, float(first.abs().max()), 70) for k in first))
-        right = column(caption("positions (7 x 7)"), taps)
-        result = column(caption("strongest output channel's kernel (R, G, B)"), kernels)
-        photograph = fitted(read_image(path), WIDE)
-        lines.append(row(photograph, column(*strips, gap=6), right, result, gap=18))
-    key = row(caption("0"), strip(torch.linspace(0, 1, 100), 0, 1, 120, 14), caption("1"))
-    return column(*lines, key, gap=14)
+        strongest = mixed[int(a.filter[0].argmax())]
+        for name, kernel in zip("rgb", strongest, strict=True):
+            diverging(panels[name], kernel, name.upper(), limit=float(strongest.abs().max()))
+        part.colorbar(image, ax=panels["s"], ticks=[0, 1])
+    figure.supxlabel("R, G, B: kernel of the strongest output channel", fontsize=9)
+    return figure
 
 
 def steer(steps: int = 400) -> layers.DynamicConv2d:
@@ -220,23 +202,24 @@ def steer(steps: int = 400) -> layers.DynamicConv2d:
     return layer.eval()
 
 
-def dfn_steered() -> Image:
+def dfn_steered() -> Figure:
     layer = steer()
-    picture = colour_input(PICTURES[0]).mean(1, keepdim=True)
-    cells = []
-    for degrees in range(0, 360, 60):
+    grey = colours(IMAGES[0]).mean(1, keepdim=True)
+    figure = new_figure(11.2, 2.2)
+    grid = figure.subplots(2, 7, width_ratios=[1.2, *[1] * 6])
+    show(grid[1, 0], read(IMAGES[0]))
+    grid[0, 0].axis("off")
+    for k, degrees in enumerate(range(0, 360, 60), start=1):
         angle = torch.tensor(math.radians(degrees))
         guide = torch.stack((angle.cos(), angle.sin()))[None]
         with torch.no_grad():
-            kernel, y = layer.kernels(guide)[0, 0, 0], layer(picture, guide)[0, 0]
-        cells.append(column(caption(f"{degrees} degrees"), square(kernel), response(y)))
-    return row(fitted(read_image(PICTURES[0]), WIDE), *cells[:3], *cells[3:])
+            diverging(grid[0, k], layer.kernels(guide)[0, 0, 0], f"{degrees} degrees")
+            response(grid[1, k], layer(grey, guide)[0, 0])
+    return figure
 
 
-def dfn_local() -> Image:
-    size, reach = 128, 8
-    pixels = fitted(read_image(PICTURES[0]), size)
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+def dfn_local() -> Figure:
+    reach, x = 8, colours(IMAGES[0], 128)
     height, width = x.shape[-2:]
     at = torch.meshgrid(
         torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij"
@@ -246,108 +229,95 @@ def dfn_local() -> Image:
     x0 = at[0] * math.sin(angle) + at[1] * math.cos(angle)
     dy, dx = (y0 - at[0]).clamp(-reach, reach), (x0 - at[1]).clamp(-reach, reach)
     side = 2 * reach + 1
-    rows = torch.arange(side) - reach
-    near = [(1 - (rows[:, None, None] - d).abs()).clamp_min(0) for d in (dy, dx)]
-    filters = (near[0][:, None] * near[1][None]).flatten(0, 1)[None]
+    taps = torch.arange(side) - reach
+    near = [(1 - (taps[:, None, None] - d).abs()).clamp_min(0) for d in (dy, dx)]
+    filters = (near[0][:, None] * near[1][None]).flatten(0, 1)[None]  # (1, side * side, H, W)
     y = dynamic_local_filter(x, filters, (side, side))[0]
-    turned = (y.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    places = [(i, j) for i in (0.2, 0.5, 0.8) for j in (0.2, 0.5, 0.8)]
-    shown = [
-        square(filters[0, :, int(i * height), int(j * width)].view(side, side), 1.0, 60)
-        for i, j in places
-    ]
-    grid = column(*(row(*shown[k : k + 3], gap=4) for k in (0, 3, 6)), gap=4)
-    return row(
-        column(caption("picture"), fitted(pixels, 200)),
-        column(caption("filters at nine places"), grid),
-        column(caption("filtered"), fitted(turned, 200)),
-        gap=18,
-    )
+    figure = new_figure(6.6, 2.2)
+    left, middle, right = split(figure, 1, 3)
+    show(left.subplots(), read(IMAGES[0], 128), "image")
+    show(right.subplots(), y.permute(1, 2, 0).numpy(), "filtered")
+    grid = middle.subplots(3, 3)
+    for axes, (i, j) in zip(grid.flat, np.ndindex(3, 3), strict=True):
+        row, column = (int((0.2 + 0.3 * k) * size) for k, size in ((i, height), (j, width)))
+        diverging(axes, filters[0, :, row, column].view(side, side), limit=1.0)
+    middle.suptitle("filters at nine positions", fontsize=9)
+    return figure
 
 
 @torch.no_grad()
-def dmnet() -> Image:
-    lines = []
-    branches = [layers.DynamicContextFilter2d(3, 3, k, norm="none").eval() for k in (1, 3, 5, 7)]
+def dmnet() -> Figure:
+    sizes = (1, 3, 5, 7)
+    branches = [layers.DynamicContextFilter2d(3, 3, k, norm="none").eval() for k in sizes]
     for branch in branches:
         nn.init.dirac_(branch.filter_gen_conv.weight)
         nn.init.zeros_(branch.filter_gen_conv.bias)  # type: ignore[arg-type]
-    for path in PICTURES:
-        x = colour_input(path)
-        cells = [fitted(read_image(path), WIDE)]
-        for branch in branches:
-            kernel = branch.filters(x)[0].permute(1, 2, 0)
-            pixels = (kernel * 255).round().to(torch.uint8).numpy()
-            large = cv2.resize(pixels, (105, 105), interpolation=cv2.INTER_NEAREST)
-            k = branch.filter_size
-            cells.append(column(caption(f"{k} x {k}"), large))
-        lines.append(row(*cells, gap=16))
-    note = caption("kernels, their red, green and blue channels as colours (no mixing of channels)")
-    return column(note, *lines, gap=12)
+    figure = new_figure(6.6, 3.0)
+    grid = figure.subplots(2, 5, width_ratios=[1.5, 1, 1, 1, 1])
+    for row, path in zip(grid, IMAGES, strict=True):
+        show(row[0], read(path))
+        for axes, branch, k in zip(row[1:], branches, sizes, strict=True):
+            show(axes, branch.filters(colours(path))[0].permute(1, 2, 0).numpy(), f"{k} x {k}")
+    figure.supxlabel("kernels, their red, green and blue channels as colours", fontsize=9)
+    return figure
 
 
 @torch.no_grad()
-def hdfnet() -> Image:
-    pixels, scale = fitted(read_image(PICTURES[0]), 44), 12
-    guide = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    canvas = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    canvas = (canvas * 0.55 + 255 * 0.45).astype(np.uint8)
-    cells = []
-    for dilation in (1, 3, 5):
+def hdfnet() -> Figure:
+    image = read(IMAGES[0], 44)
+    guide = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    figure = new_figure(9.4, 2.8)
+    for axes, dilation in zip(figure.subplots(1, 3), (1, 3, 5), strict=True):
         branch = layers.DynamicDilatedFilter2d(1, 3, 1, dilation=dilation).train()
         kernels = branch.kernels(guide)[0, 0]
-        places = ((9, 22), (23, 12), (22, 33))
-        reach = max(float(kernels[:, y, x].abs().max()) for y, x in places)
-        drawn = canvas.copy()
-        for cy, cx in places:
-            for tap in range(9):
-                i, j = cy + dilation * (tap // 3 - 1), cx + dilation * (tap % 3 - 1)
-                value = np.array([[float(kernels[tap, cy, cx])]])
-                fill = tuple(int(v) for v in diverging(reach)(value)[0, 0])
-                a, b = (j * scale, i * scale), ((j + 1) * scale - 1, (i + 1) * scale - 1)
-                cv2.rectangle(drawn, a, b, fill, -1)
-                cv2.rectangle(drawn, a, b, ORANGE if tap == 4 else (60, 60, 60), 1)
-        cells.append(column(caption(f"dilation {dilation}"), fitted(drawn, 300)))
-    note = caption(
-        "three pixels and the nine taps of each; blue takes away, orange adds (an untrained layer)"
-    )
-    return column(note, row(*cells))
+        pixels = ((9, 22), (23, 12), (22, 33))
+        limit = max(float(kernels[:, y, x].abs().max()) for y, x in pixels)
+        show(axes, image, f"dilation {dilation}", alpha=0.55, interpolation="bicubic")
+        for y, x in pixels:
+            taps = np.arange(9)
+            rows, columns = y + dilation * (taps // 3 - 1), x + dilation * (taps % 3 - 1)
+            edges = [ORANGE if tap == 4 else "#3C3C3C" for tap in taps]
+            axes.scatter(columns, rows, 36, kernels[:, y, x].numpy(), marker="s", cmap=DIVERGING,
+                         vmin=-limit, vmax=limit, edgecolors=edges, linewidths=0.8)  # fmt: skip
+    note = "three pixels and the nine taps of each, negative blue, positive orange (untrained)"
+    figure.supxlabel(note, fontsize=9)
+    return figure
 
 
-def mask_head(steps: int = 400) -> Image:
+def mask_head(steps: int = 400) -> Figure:
     dataset = CocoDataset(
         TABLETOP / "instances_val.json", TABLETOP / "val", resize_transform(72, 96)
     )
     sample = dataset[0]
     chosen = sample.targets.masks.flatten(1).sum(1).argsort(descending=True)[:3]
     targets, boxes = sample.targets.masks[chosen].float(), sample.targets.boxes[chosen]
-    colours = sample.image[None] / 255 - 0.5
-    blurred = F.avg_pool2d(colours, 9, 1, 4)
-    grey = colours.mean(1, keepdim=True)
+    centred = sample.image[None] / 255 - 0.5
+    blurred = F.avg_pool2d(centred, 9, 1, 4)
+    grey = centred.mean(1, keepdim=True)
     rough = F.avg_pool2d((grey - blurred.mean(1, keepdim=True)).square(), 5, 1, 2).sqrt()
-    features = torch.cat((colours, blurred, grey, 4 * rough), 1) * 3
+    features = torch.cat((centred, blurred, grey, 4 * rough), 1) * 3  # (1, 8, H, W)
     head = DynamicMaskHead(out_stride=8)
     params = (0.3 * torch.randn(3, head.num_params)).requires_grad_()
     points = (boxes[:, :2] + boxes[:, 2:]) / 2 * 8
-    picture = torch.zeros(3, dtype=torch.int64)
+    image_index = torch.zeros(3, dtype=torch.int64)
+    queries = MaskQueries(params, points, torch.full((3,), 128.0), image_index)
     optimizer = torch.optim.Adam([params], lr=0.05)
     for _ in range(steps):
-        queries = MaskQueries(params, points, torch.full((3,), 128.0), picture, picture)
         loss = F.binary_cross_entropy_with_logits(head(features, queries), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    queries = MaskQueries(params, points, torch.full((3,), 128.0), picture, picture)
-    masks = head(features, queries).sigmoid()
-    photograph = fitted(sample.image.permute(1, 2, 0).contiguous().numpy(), 260)
-    cells = [column(caption("features from"), photograph)]
-    reach = float(params.detach().abs().quantile(0.99))
-    for p in range(3):
-        numbers = F.pad(params[p].detach(), (0, 1)).view(10, 17).double().numpy()
-        code = heat(numbers, diverging(reach), 100, 170)
-        mask = strip(masks[p].detach(), 0, 1, 200, round(200 * masks.shape[1] / masks.shape[2]))
-        cells.append(column(caption("169 numbers"), code, caption("their mask"), mask))
-    return row(*cells, gap=16)
+    params = params.detach()
+    figure = new_figure(9.4, 3.0)
+    grid = figure.subplots(2, 4, height_ratios=[2, 3], width_ratios=[1.3, 1, 1, 1])
+    grid[0, 0].axis("off")
+    show(grid[1, 0], sample.image.permute(1, 2, 0).numpy(), "features from")
+    masks = head(features, queries).detach().sigmoid()
+    for k in range(3):
+        numbers = F.pad(params[k], (0, 1)).view(10, 17)
+        diverging(grid[0, k + 1], numbers, "169 numbers", limit=float(params.abs().quantile(0.99)))
+        show(grid[1, k + 1], masks[k].numpy(), "their mask", vmin=0, vmax=1)
+    return figure
 
 
 if __name__ == "__main__":

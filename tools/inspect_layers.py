@@ -1,8 +1,8 @@
-"""Draws what the dynamic layers of a checkpoint do on pictures, and prints how much they do.
+"""Draws what the dynamic layers of a checkpoint do on images, and prints how much they change.
 
 python tools/inspect_layers.py condseg/data/tabletop/val --checkpoint runs/.../best.ckpt
 
-(A file named inspect.py would hide Python's own module of that name from all tools beside it.)
+(A file named inspect.py would hide Python's own module from the tools beside it.)
 """
 
 import argparse
@@ -17,43 +17,45 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("inputs", nargs="+", help="picture files, folders, patterns")
+    parser.add_argument("inputs", nargs="+", help="image files, folders, patterns")
     parser.add_argument("--checkpoint", help="default: the newest run's best")
-    parser.add_argument("--depth", help="depth map (16-bit PNG) of the picture, or their folder")
+    parser.add_argument("--depth", help="depth map (16-bit PNG) of the image, or their folder")
     parser.add_argument(
         "--score",
         type=float,
         default=0.4,
-        help="least score at which a detection says that its class is in the picture",
+        help="min score at which a detection assigns its class to the image",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", default="out/inspect", help="folder of the PNGs and the JSON")
     parser.add_argument(
-        "--figures", type=int, default=8, help="pictures at most whose pixels' kernels are drawn"
+        "--figures", type=int, default=8, help="max images whose pixels' kernels are drawn"
     )
     args = parser.parse_args()
-    with user_errors("smaller pictures, --device cpu"):
+    with user_errors("smaller images, --device cpu"):
         from studies.inspection.figures import write_figures
-        from studies.inspection.inspection import inspect
+        from studies.inspection.inspect import inspect
 
         from condseg.inference.predictor import Predictor
         from condseg.zoo.checkpoint import newest_best
 
         checkpoint = args.checkpoint or newest_best()
         predictor = Predictor.from_checkpoint(checkpoint, args.device)
-        seen = inspect(predictor, args.inputs, args.score, args.depth)
-        note = {"checkpoint": str(checkpoint)}
-        files = write_figures(seen, Path(args.output), args.figures, **note)
-    print(seen.table())
-    counts = ", ".join(f"{name} in {len(at)}" for name, at in seen.classes.items())
-    print(f"\n{len(seen.pictures)} pictures; found with a score >= {args.score:g}: {counts or '-'}")
-    print("change: 0 % static, 100 % nothing in common; alike: mean cosine between two experts")
-    if len(seen.pictures) < 2:
-        print("what changes from picture to picture needs two pictures or more")
-    for message in seen.failed:
+        result = inspect(predictor, args.inputs, args.score, args.depth)
+        folder = Path(args.output)
+        files = write_figures(result, folder, args.figures, checkpoint=str(checkpoint))
+    print(result.table())
+    counts = ", ".join(f"{name} in {len(at)}" for name, at in result.classes.items())
+    print(
+        f"\n{len(result.images)} images; detected with a score >= {args.score:g}: {counts or '-'}"
+    )
+    print("change: 0 % static, 100 % nothing in common; similarity: mean cosine of two experts")
+    if len(result.images) < 2:
+        print("change from image to image needs two images or more")
+    for message in result.failed:
         print(f"error: {message}")
     print(f"written to {args.output}/: {', '.join(file.name for file in files)}")
-    return 1 if seen.failed else 0
+    return 1 if result.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""What is seen inside of dynamic layers is what they do."""
+"""An inspection reports what dynamic layers compute."""
 
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from studies.inspection.figures import MOST_CLASSES, write_figures
-from studies.inspection.inspection import _watch, attentions, inspect, kernels
+from studies.inspection.figures import MAX_CLASSES, attention_figure, write_figures
+from studies.inspection.inspect import inspect
+from studies.inspection.observe import Observer
 from support import tiny_model
+from support.tiny import REPOSITORY
 from torch import nn
 
 from condseg.data.images import read_image
@@ -24,12 +25,11 @@ from condseg.layers import (
     DynamicConv2d,
     DynamicDilatedPyramid2d,
     DynamicLocalFilter2d,
-    DyNetConv2d,
     ODConv2d,
 )
 from condseg.zoo.checkpoint import RECIPE, build
 
-TOOL = Path(__file__).parents[2] / "tools" / "inspect_layers.py"
+TOOL = str(REPOSITORY / "tools" / "inspect_layers.py")
 
 
 def spec(name, **args):
@@ -37,30 +37,21 @@ def spec(name, **args):
 
 
 def write_checkpoint(path, conv=None, mask_filter=None):
-    model = {
-        "network": {
-            "backbone": {**tiny_model.BACKBONE, "conv": conv},
-            **tiny_model.PARTS,
-            "mask_filter": mask_filter,
-        },
-        "postprocess": tiny_model.POSTPROCESS,
-    }
+    backbone = {**tiny_model.BACKBONE, "conv": conv}
+    network = {"backbone": backbone, **tiny_model.PARTS, "mask_filter": mask_filter}
+    model = {"network": network, "postprocess": tiny_model.POSTPROCESS}
     torch.manual_seed(0)
-    network, _ = build(model)
-    recipe = {
-        "model": model,
-        "categories": tiny_model.CATEGORIES,
-        "short_side": 64,
-        "max_long_side": 96,
-    }
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    built, _ = build(model)
+    sizes = {"short_side": 64, "max_long_side": 96}
+    recipe = {"model": model, "categories": tiny_model.CATEGORIES, **sizes}
+    state = {f"network.{name}": value for name, value in built.state_dict().items()}
     torch.save({"state_dict": state, RECIPE: recipe}, path)
     return path
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 80 * (i + 1), (40, 60, 3), dtype=np.uint8)
@@ -69,102 +60,91 @@ def pictures(tmp_path):
 
 
 def run(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
+    monkeypatch.setattr(sys, "argv", [TOOL, *map(str, args)])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(TOOL), run_name="__main__")
+        runpy.run_path(TOOL, run_name="__main__")
     return stop.value.code
 
 
-@pytest.mark.parametrize("kind", [CondConv2d, DyConv2d, DyNetConv2d, ODConv2d, DynamicConv2d])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_kernel_that_is_shown_is_the_one_that_convolves(kind, groups):
-    layer = kind(4, 4, (3, 5), padding=1, groups=groups, bias=False).eval()
-    x = torch.randn(1, 4, 9, 8)
-    with torch.no_grad():
-        kernel = kernels(layer, x)
-        y = F.conv2d(x, kernel.reshape(layer.kernel_shape), padding=1, groups=groups)
-        torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5)
+class Guided(nn.Module):
+    """A layer in a network, called with what the network is called with."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer.eval()
+
+    def forward(self, *inputs):
+        return self.layer(*inputs)
 
 
-@pytest.mark.parametrize("kind", [CondConv2d, DyConv2d, DyNetConv2d, ODConv2d])
-def test_attentions_have_an_entry_for_each_of_what_they_weigh(kind):
-    found = attentions(kind(4, 6, 3, num_experts=2).eval(), torch.randn(5, 4, 7, 7))
-    sizes = {"kernel": 2, "filter": 6, "channel": 4, "spatial": 9}
-    assert found
-    for axis, values in found.items():
-        assert values.shape == (5, sizes[axis])
+def observe(layer, inputs):
+    network = Guided(layer)
+    with Observer.attached(network) as observer, torch.no_grad():
+        for i, each in enumerate(inputs):
+            observer.image, observer.size = i, tuple(each[0].shape[-2:])
+            network(*each)
+    return observer.results()
 
 
-def watch_all(layer, inputs):
-    with _watch(layer) as watched, torch.no_grad():
-        for i, one in enumerate(inputs):
-            watched.begin(i, tuple(one[0].shape[-2:]))
-            layer(*one)
-    return watched.results()
-
-
-def test_a_kernel_that_never_changes_has_change_zero_and_experts_alike():
+def test_equal_experts_do_not_change_the_kernel():
     conv = nn.Conv2d(4, 4, 3, padding=1)
-    network = nn.Sequential(DyConv2d.from_static(conv, spread=0.0, num_experts=3)).eval()
-    [record], _ = watch_all(network, [(torch.randn(1, 4, 6, 6),) for _ in range(4)])
+    layer = DyConv2d.from_static(conv, spread=0.0, num_experts=3)
+    [record], _ = observe(layer, [(torch.randn(1, 4, 6, 6),) for _ in range(4)])
     assert record.change < 1e-9
-    assert record.likeness == pytest.approx(1)
+    assert record.expert_similarity == pytest.approx(1)
     assert record.attention_change("kernel") > 1e-6
     assert 1 < record.experts_in_use <= 3
 
 
-def test_change_is_the_share_of_the_kernels_energy_that_is_not_their_mean():
-    network = nn.Sequential(CondConv2d(4, 4, 3, num_experts=3)).eval()
+def test_change_is_the_fraction_of_the_kernels_energy_that_is_not_their_mean():
+    layer = CondConv2d(4, 4, 3, num_experts=3)
     inputs = [torch.randn(1, 4, 6, 6) + i for i in range(4)]
-    [record], _ = watch_all(network, [(x,) for x in inputs])
+    [record], _ = observe(layer, [(x,) for x in inputs])
     with torch.no_grad():
-        stack = torch.stack([kernels(network[0], x).flatten() for x in inputs]).double()
+        stack = torch.stack([layer.kernel_and_bias(x)[0].flatten() for x in inputs]).double()
     expected = (stack - stack.mean(0)).square().sum(1).mean() / stack.square().sum(1).mean()
     assert record.change == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_one_picture_says_nothing_of_change():
-    [record], _ = watch_all(nn.Sequential(ODConv2d(4, 4, 3).eval()), [(torch.randn(1, 4, 6, 6),)])
+def test_a_kernel_of_a_guide_changes_with_the_guide():
+    x, guides = torch.randn(1, 3, 6, 6), torch.randn(2, 1, 2, 6, 6)
+    layer = DynamicConv2d(3, 3, 3, guide_channels=2)
+    [record], _ = observe(layer, [(x, guide) for guide in guides])
+    assert 0 < record.change < 1
+    assert record.attentions == {}
+
+
+def test_one_image_has_no_change():
+    [record], _ = observe(ODConv2d(4, 4, 3), [(torch.randn(1, 4, 6, 6),)])
     assert np.isnan(record.change)
     assert np.isnan(record.attention_change("channel"))
 
 
-class Pair(nn.Module):
-    """A layer with a guide, inside of a network."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x, guide):
-        return self.layer(x, guide)
+def test_filters_pooled_from_the_content_have_weights_of_their_taps():
+    [record], _ = observe(DynamicContextFilter2d(4, 4, 3), [(torch.randn(1, 4, 6, 6),)] * 2)
+    np.testing.assert_allclose(record.attentions["spatial"].sum(1), 1, rtol=1e-6)
+    assert record.change == pytest.approx(0, abs=1e-9)
 
 
-def test_pixel_kernels_that_look_to_the_left_have_their_centre_there():
+def test_pixel_kernels_that_read_from_the_left_have_their_centre_of_mass_there():
     layer = DynamicLocalFilter2d(2, 1, kernel_size=3, dilation=3, softmax=False)
     last = layer.generator[-1]
     nn.init.zeros_(last.weight)
     last.bias.data = F.one_hot(torch.tensor(3), 9).float()  # the middle row's left tap
-    [record], [seen] = watch_all(Pair(layer), [(torch.randn(1, 2, 5, 6), torch.randn(1, 1, 5, 6))])
-    np.testing.assert_allclose(seen.shift[0], -3)
-    np.testing.assert_allclose(seen.shift[1], 0)
-    np.testing.assert_allclose(seen.beside, 1)
-    np.testing.assert_allclose(seen.energy, 1)
-    assert seen.change == record.change == 0
+    [record], [pixels] = observe(layer, [(torch.randn(1, 2, 5, 6), torch.randn(1, 1, 5, 6))])
+    np.testing.assert_allclose(pixels.shift[0], -3)
+    np.testing.assert_allclose(pixels.shift[1], 0)
+    np.testing.assert_allclose(pixels.off_centre, 1)
+    np.testing.assert_allclose(pixels.energy, 1)
+    assert pixels.change == record.change == 0
 
 
-def test_a_guide_that_changes_makes_pixel_kernels_that_change():
-    layer = Pair(DynamicDilatedPyramid2d(8, 8, 8, dilations=(1, 2)).eval())
-    records, seen = watch_all(layer, [(torch.randn(1, 8, 6, 6), torch.randn(1, 8, 6, 6))])
-    assert [k.dilation for k in seen] == [1, 2]
+def test_pixel_kernels_change_with_the_guide():
+    layer = DynamicDilatedPyramid2d(8, 8, 8, dilations=(1, 2))
+    records, pixels = observe(layer, [(torch.randn(1, 8, 6, 6), torch.randn(1, 8, 6, 6))])
+    assert [k.dilation for k in pixels] == [1, 2]
     assert all(0 < record.change < 1 for record in records)
-    assert all((k.departure**2).mean() == pytest.approx(k.change) for k in seen)
-
-
-def test_content_filters_are_seen_as_shares_of_their_taps():
-    layer = DynamicContextFilter2d(4, 4, 3).eval()
-    found = attentions(layer, torch.randn(2, 4, 6, 6))["spatial"]
-    torch.testing.assert_close(found.sum(1), torch.ones(2))
+    assert all((k.deviation**2).mean() == pytest.approx(k.change) for k in pixels)
 
 
 @pytest.mark.parametrize(
@@ -176,69 +156,62 @@ def test_content_filters_are_seen_as_shares_of_their_taps():
             {"attention_channel.png", "attention_spatial.png", "experts.png", "pixels_000_0.png"},
         ),
         (spec("CondConv2d"), spec("DynamicMultiScaleFilter2d"), {"attention_spatial.png"}),
-        (spec("DyNetConv2d"), spec("DynamicLocalFilter2d"), {"pixels_001_1.png"}),
+        (spec("DyNetConv2d"), spec("DynamicLocalFilter2d"), {"pixels_000_0.png"}),
     ],
     ids=["odconv-hdfnet", "condconv-dmnet", "dynet-dfn"],
 )
-def test_the_tool_as_a_user_calls_it(
-    tmp_path, pictures, monkeypatch, capsys, conv, mask_filter, files
-):
+def test_the_command(tmp_path, images, monkeypatch, capsys, conv, mask_filter, files):
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", conv, mask_filter)
     out = tmp_path / "out"
-    code = run(
-        monkeypatch, pictures, "--checkpoint", checkpoint, "--output", out, "--score", "0.001"
-    )
-    assert code == 0
-    assert "3 pictures; found with a score >= 0.001:" in capsys.readouterr().out
+    args = ("--checkpoint", checkpoint, "--output", out, "--score", 0.001, "--figures", 1)
+    assert run(monkeypatch, images, *args) == 0
+    assert "3 images; detected with a score >= 0.001:" in capsys.readouterr().out
     written = {path.name for path in out.iterdir()}
     assert files | {"layers.png", "attention_kernel.png", "inspection.json"} <= written
     assert all(read_image(path).std() > 0 for path in out.glob("*.png"))
     content = json.loads((out / "inspection.json").read_text())
     assert content["checkpoint"] == str(checkpoint)
-    assert len(content["pictures"]) == 3
+    assert len(content["images"]) == 3
     names = [layer["name"] for layer in content["layers"]]
     assert any("mask_branch.filter" in name for name in names)
     assert any("backbone" in name for name in names)
 
 
-def test_classes_are_those_that_the_model_finds_and_many_are_cut_off(tmp_path, pictures):
+def test_classes_are_those_that_the_model_detects(tmp_path, images):
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", spec("DyConv2d"))
     predictor = Predictor.from_checkpoint(checkpoint, "cpu")
-    strict = inspect(predictor, [str(pictures)], score=1.0)
-    assert strict.classes == {}
-    assert write_figures(strict, tmp_path / "none")
-    loose = inspect(predictor, [str(pictures)], score=0.001)
-    assert set(loose.classes) <= {"cup", "fork", "spoon"}
-    layer = loose.layers[0]
-    for name, at in loose.classes.items():
+    none = inspect(predictor, [str(images)], score=1.0)
+    assert none.classes == {}
+    assert write_figures(none, tmp_path / "none")
+    some = inspect(predictor, [str(images)], score=0.001)
+    assert set(some.classes) <= set(predictor.names)
+    layer = some.layers[0]
+    for name, at in some.classes.items():
         mean = layer.attentions["kernel"][at].mean(0)
-        np.testing.assert_array_equal(loose.by_class(layer, "kernel")[name], mean)
-    many = {f"class {i}": [0] for i in range(MOST_CLASSES + 9)}
-    loose.classes.clear()
-    loose.classes.update(many)
-    assert write_figures(loose, tmp_path / "many")
+        np.testing.assert_array_equal(some.by_class(layer, "kernel")[name], mean)
+    some.classes.clear()
+    some.classes.update({f"class {i}": [0] for i in range(MAX_CLASSES + 9)})
+    drawn = attention_figure(some, "kernel").axes[1]
+    assert len(drawn.get_yticklabels()) == MAX_CLASSES
 
 
-def test_a_single_picture_and_one_that_cannot_be_read(tmp_path, pictures, monkeypatch, capsys):
+def test_a_single_image_and_one_that_cannot_be_read(tmp_path, images, monkeypatch, capsys):
     checkpoint = write_checkpoint(tmp_path / "a.ckpt", spec("ODConv2d", num_experts=1))
-    (pictures / "broken.png").write_bytes(b"\x89PNG")
-    args = (pictures / "0.png", pictures / "broken.png", "--checkpoint", checkpoint)
+    (images / "broken.png").write_bytes(b"\x89PNG")
+    args = (images / "0.png", images / "broken.png", "--checkpoint", checkpoint)
     assert run(monkeypatch, *args, "--output", tmp_path / "out") == 1
     printed = capsys.readouterr().out
-    assert "broken.png: cannot be read" in printed
-    assert "needs two pictures or more" in printed
+    assert "broken.png" in printed
+    assert "needs two images or more" in printed
 
 
-def test_a_static_model_has_nothing_to_look_at(tmp_path, pictures, monkeypatch, capsys):
-    checkpoint = tiny_model.write_checkpoint(tmp_path / "a.ckpt")
-    assert run(monkeypatch, pictures, "--checkpoint", checkpoint) == 2
-    assert "there is no dynamic layer to look at" in capsys.readouterr().err
-
-
-def test_errors_name_the_value(tmp_path, pictures):
-    checkpoint = write_checkpoint(tmp_path / "a.ckpt", spec("ODConv2d"))
-    predictor = Predictor.from_checkpoint(checkpoint, "cpu")
+def test_errors_of_a_user(tmp_path, images, monkeypatch, capsys):
+    checkpoint = tiny_model.write_checkpoint(tmp_path / "static.ckpt")
+    assert run(monkeypatch, images, "--checkpoint", checkpoint) == 2
+    assert "has no dynamic layer" in capsys.readouterr().err
+    dynamic = write_checkpoint(tmp_path / "a.ckpt", spec("ODConv2d"))
+    predictor = Predictor.from_checkpoint(dynamic, "cpu")
     with pytest.raises(ValueError, match="score is 7"):
-        inspect(predictor, [str(pictures)], score=7.0)
-    with pytest.raises(ValueError, match="no picture to look at"):
+        inspect(predictor, [str(images)], score=7.0)
+    with pytest.raises(ValueError, match="no image to inspect"):
         inspect(predictor, [str(tmp_path / "absent")])

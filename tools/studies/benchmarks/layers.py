@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from condseg import layers
 from condseg.inference.device import pick_device
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.structures import MaskQueries
-from studies.benchmarks.measure import (
+from studies.charts import new_figure, save
+from studies.charts import ratios as draw_ratios
+from studies.measure import (
     Run,
     Spread,
     interleaved,
@@ -26,61 +29,68 @@ from studies.benchmarks.measure import (
     peak_bytes,
     ratios,
 )
-from studies.benchmarks.report import markdown_table, ratio_plot, write_between, write_json
-from studies.panels import save
+from studies.report import machine_text, markdown_table, write_between, write_json
 
 BASE, MASK_BASE = "nn.Conv2d", "static mask head"
 PASSES = ("forward", "forward + backward")
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A layer and what it is called with.
+class LayerShape:
+    """Sizes of the layers and their inputs.
 
     Attributes:
-        name: in the table.
-        module: the layer.
-        inputs: its arguments; those of floating point get gradients.
-        base: the static one that it is compared with.
-        call: runs it.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[Tensor, ...]
-    base: str
-    call: Callable[..., Tensor]
-
-    def forward(self) -> None:
-        """As in use: evaluation mode, no gradients."""
-        self.module.eval()
-        with torch.inference_mode():
-            self.call(*self.inputs)
-
-    def forward_backward(self) -> None:
-        """As in training: gradients of parameters and inputs, given back before it ends."""
-        self.module.train()
-        leaves = [x.detach().requires_grad_() for x in self.inputs]
-        wanted = [*leaves, *self.module.parameters()]
-        torch.autograd.grad(self.call(*leaves).sum(), wanted, allow_unused=True)
-
-
-def candidates(
-    channels: int, size: int, batch: int, kernel_size: int, instances: int, device: torch.device
-) -> list[Candidate]:
-    """nn.Conv2d, the layers, a mask head of fixed weights, and the dynamic mask head.
-
-    Args:
         channels: in and out of every layer; guides have as many.
         size: height and width of the maps.
-        batch: pictures.
-        kernel_size: of the layers that stand for nn.Conv2d.
-        instances: masks of the mask heads, shared evenly among the pictures.
-        device: where they are.
+        batch: images.
+        kernel_size: of the layers that replace nn.Conv2d.
+        instances: masks of the mask heads, distributed evenly over the images.
     """
+
+    channels: int = 64
+    size: int = 64
+    batch: int = 4
+    kernel_size: int = 3
+    instances: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A layer and its inputs.
+
+    Attributes:
+        module: the layer.
+        inputs: its arguments; training computes their gradients.
+        base: name of the static layer it is compared with.
+        call: runs it; default: the module itself.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    base: str = BASE
+    call: Callable[..., Tensor] | None = None
+
+    def forward(self) -> None:
+        """Evaluation mode, no gradients."""
+        self.module.eval()
+        with torch.inference_mode():
+            (self.call or self.module)(*self.inputs)
+
+    def forward_backward(self) -> None:
+        """Training mode, with gradients of parameters and inputs, which are released at the end."""
+        self.module.train()
+        leaves = [x.detach().requires_grad_() for x in self.inputs]
+        outputs = (self.call or self.module)(*leaves)
+        sources = [*leaves, *self.module.parameters()]
+        torch.autograd.grad(outputs.sum(), sources, allow_unused=True)
+
+
+def candidates(shape: LayerShape, device: torch.device) -> dict[str, Candidate]:
+    """nn.Conv2d, the layers, a mask head of fixed weights, and the dynamic mask head."""
     torch.manual_seed(0)
-    x, guide = (torch.randn(batch, channels, size, size, device=device) for _ in range(2))
-    window = {"kernel_size": kernel_size, "padding": kernel_size // 2}
+    channels, size = shape.channels, shape.size
+    x, guide = (torch.randn(shape.batch, channels, size, size, device=device) for _ in range(2))
+    window = {"kernel_size": shape.kernel_size, "padding": shape.kernel_size // 2}
     slots: dict[str, Callable[..., nn.Module]] = {
         BASE: nn.Conv2d,
         "CondConv2d": layers.CondConv2d,
@@ -90,108 +100,84 @@ def candidates(
         "ODConv2d 4x": partial(layers.ODConv2d, num_experts=4),
         "DynamicConv2d": layers.DynamicConv2d,
     }
-    guided: dict[str, Callable[..., nn.Module]] = {
-        "DynamicLocalFilter2d": layers.DynamicLocalFilter2d,
-        "DynamicMultiScaleFilter2d": layers.DynamicMultiScaleFilter2d,
-        "DynamicDilatedPyramid2d": layers.DynamicDilatedPyramid2d,
-    }
-    made = []
-    for name, kind in slots.items():
-        module = kind(channels, channels, **window).to(device)
-        made.append(Candidate(name, module, (x,), BASE, module))
-    for name, kind in guided.items():
-        module = kind(channels, channels, channels).to(device)
-        made.append(Candidate(name, module, (x, guide), BASE, module))
-    return made + _mask_heads(size, batch, instances, device)
+    guided: tuple[Callable[..., nn.Module], ...] = (
+        layers.DynamicLocalFilter2d,
+        layers.DynamicMultiScaleFilter2d,
+        layers.DynamicDilatedPyramid2d,
+    )
+    found = {n: Candidate(kind(channels, channels, **window), (x,)) for n, kind in slots.items()}
+    for kind in guided:
+        module = kind(channels, channels, channels)
+        found[type(module).__name__] = Candidate(module, (x, guide))
+    found |= _mask_heads(shape, device)
+    for candidate in found.values():
+        candidate.module.to(device)
+    return found
 
 
-def _mask_heads(size: int, batch: int, instances: int, device: torch.device) -> list[Candidate]:
-    head = DynamicMaskHead(feature_stride=8, out_stride=8)
-    features = torch.randn(batch, head.in_channels, size, size, device=device)
-    params = 0.1 * torch.randn(instances, head.num_params, device=device)
-    points = torch.rand(instances, 2, device=device) * 8 * size
-    image_index = torch.arange(instances, device=device) % batch
-    interest = torch.full((instances,), 64.0, device=device)
+def _mask_heads(shape: LayerShape, device: torch.device) -> dict[str, Candidate]:
+    head, count, size = DynamicMaskHead(out_stride=8), shape.instances, shape.size
+    features = torch.randn(shape.batch, head.in_channels, size, size, device=device)
+    params = 0.1 * torch.randn(count, head.num_params, device=device)
+    points = torch.rand(count, 2, device=device) * 8 * size
+    image_index = torch.arange(count, device=device) % shape.batch
+    interest = torch.full((count,), 64.0, device=device)
 
     def dynamic(features: Tensor, params: Tensor) -> Tensor:
-        masks: Tensor = head(
-            features, MaskQueries(params, points, interest, image_index, -1 - image_index)
-        )
+        queries = MaskQueries(params, points, interest, image_index)
+        masks: Tensor = head(features, queries)
         return masks
 
     parts: list[nn.Module] = []
-    for out, inputs in head.layers:
-        parts += [nn.Conv2d(inputs, out, 1), nn.ReLU()]
-    static = nn.Sequential(*parts[:-1]).to(device)
-    first = head.layers[0][1]
-    coordinates = torch.rand(instances, first - head.in_channels, size, size, device=device)
+    for outputs, inputs in head.layers:
+        parts += [nn.Conv2d(inputs, outputs, 1), nn.ReLU()]
+    static = nn.Sequential(*parts[:-1])
+    coordinates = torch.rand(count, head.layers[0][1] - head.in_channels, size, size, device=device)
 
     def fixed(features: Tensor) -> Tensor:
         masks: Tensor = static(torch.cat((coordinates, features[image_index]), 1))
         return masks
 
-    return [
-        Candidate(MASK_BASE, static, (features,), MASK_BASE, fixed),
-        Candidate("DynamicMaskHead", head, (features, params), MASK_BASE, dynamic),
-    ]
+    return {
+        MASK_BASE: Candidate(static, (features,), MASK_BASE, fixed),
+        "DynamicMaskHead": Candidate(head, (features, params), MASK_BASE, dynamic),
+    }
 
 
-def measure(
-    channels: int,
-    size: int,
-    batch: int,
-    kernel_size: int,
-    instances: int,
-    device: torch.device,
-    rounds: int,
-) -> dict[str, Any]:
-    """All numbers, plain.
-
-    Args:
-        channels, size, batch, kernel_size, instances, device: see :func:`candidates`.
-        rounds: samples of each time.
+def measure(shape: LayerShape, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Parameters, operations, times and peaks of all candidates, as plain data.
 
     Raises:
-        ValueError: a number is below 1, or the kernel is even.
+        ValueError: ``rounds`` is below 1.
     """
-    shape = {
-        "channels": channels,
-        "size": size,
-        "batch": batch,
-        "kernel_size": kernel_size,
-        "instances": instances,
-    }
-    for name, value in {**shape, "rounds": rounds}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; 1 or more is allowed")
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}; it must be odd to keep the map's size")
-    facts = machine(device)
-    made = candidates(channels, size, batch, kernel_size, instances, device)
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}; 1 or more is allowed")
+    facts, found = machine(device), candidates(shape, device)
     runs: dict[str, dict[str, Run]] = {
-        PASSES[0]: {c.name: c.forward for c in made},
-        PASSES[1]: {c.name: c.forward_backward for c in made},
+        PASSES[0]: {name: c.forward for name, c in found.items()},
+        PASSES[1]: {name: c.forward_backward for name, c in found.items()},
     }
     seconds = {p: interleaved(each, device, rounds) for p, each in runs.items()}
-    entries = {}
-    for c in made:
-        entries[c.name] = {
+    entries = {
+        name: {
             "base": c.base,
             "parameters": parameters(c.module),
             "multiply_adds": multiply_adds(c.forward),
-            "seconds": {p: Spread.of(seconds[p][c.name]).to_json() for p in PASSES},
-            "time_ratio": {p: ratios(seconds[p], c.name, c.base).to_json() for p in PASSES},
-            "peak_bytes": {p: peak_bytes(runs[p][c.name], device) for p in PASSES},
+            "seconds": {p: asdict(Spread.of(seconds[p][name])) for p in PASSES},
+            "time_ratio": {p: asdict(ratios(seconds[p], name, c.base)) for p in PASSES},
+            "peak_bytes": {p: peak_bytes(runs[p][name], device) for p in PASSES},
         }
-    return {"machine": facts, "shape": {**shape, "rounds": rounds}, "layers": entries}
+        for name, c in found.items()
+    }
+    return {"machine": facts, "shape": {**asdict(shape), "rounds": rounds}, "layers": entries}
 
 
 def table(results: dict[str, Any]) -> str:
-    """The Markdown table; its head says on what machine."""
-    facts, shape, entries = (results[k] for k in ("machine", "shape", "layers"))
+    """The Markdown table, with a line about the machine and the shapes above it."""
+    shape, entries = results["shape"], results["layers"]
     head = ["layer", "parameters", "MAdds", *(f"time, {p}" for p in PASSES)]
     head += [f"peak memory, {p}" for p in PASSES]
-    lines = []
+    rows = []
     for name, e in entries.items():
         base = entries[e["base"]]
         if name == e["base"]:
@@ -199,76 +185,54 @@ def table(results: dict[str, Any]) -> str:
             cells += [f"{1e3 * e['seconds'][p]['median']:.2f} ms" for p in PASSES]
             cells += [f"{e['peak_bytes'][p] / 2**20:.2f} MiB" for p in PASSES]
         else:
-            cells = [_times(e["parameters"], base["parameters"])]
-            cells.append(_times(e["multiply_adds"], base["multiply_adds"]))
+            cells = [_times(e[key], base[key]) for key in ("parameters", "multiply_adds")]
             for p in PASSES:
                 r = e["time_ratio"][p]
                 cells.append(f"{r['median']:.2f}x ({r['q1']:.2f} to {r['q3']:.2f})")
             cells += [_times(e["peak_bytes"][p], base["peak_bytes"][p]) for p in PASSES]
-        lines.append([f"`{name}`", *cells])
-    return "\n\n".join((machine_line(facts, shape), markdown_table(head, lines)))
-
-
-def machine_line(facts: dict[str, Any], shape: dict[str, int]) -> str:
-    busy = ", a busy machine" if facts["load_average_1min"] > facts["cores"] / 2 else ""
-    gpu = f"{facts['gpu']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
-    return (
-        f"{gpu}{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads; "
-        f"load average at the start {facts['load_average_1min']:g}{busy}; "
-        f"torch {facts['torch']}, Python {facts['python']}, condseg {facts['condseg']}. "
-        f"{shape['batch']} pictures of {shape['size']} x {shape['size']}, {shape['channels']} "
-        f"channels, kernel {shape['kernel_size']} x {shape['kernel_size']}; mask heads: "
-        f"{shape['instances']} instances. Medians of {shape['rounds']} rounds, quartiles in "
-        "brackets."
+        rows.append([f"`{name}`", *cells])
+    note = (
+        f"{machine_text(results['machine'])}. {shape['batch']} images of {shape['size']} x "
+        f"{shape['size']}, {shape['channels']} channels, kernel {shape['kernel_size']} x "
+        f"{shape['kernel_size']}; mask heads: {shape['instances']} instances. Medians of "
+        f"{shape['rounds']} rounds, quartiles in brackets."
     )
+    return f"{note}\n\n{markdown_table(head, rows)}"
 
 
-def _times(mine: int, theirs: int) -> str:
-    return f"{mine / theirs:.2f}x" if mine else "none"
+def _times(own: int, base: int) -> str:
+    return f"{own / base:.2f}x" if own else "none"
+
+
+def chart(results: dict[str, Any]) -> Figure:
+    """Times relative to the static layer."""
+    entries, facts = results["layers"], results["machine"]
+    dynamic = {name: e["time_ratio"] for name, e in entries.items() if name != e["base"]}
+    where = facts.get("gpu", f"{facts['cpu']}, {facts['threads']} threads")
+    title = f"Time relative to nn.Conv2d (mask head: to fixed weights), {where}"
+    figure = new_figure(6.6, 3.6, title)
+    draw_ratios(figure.subplots(), {p: {n: r[p] for n, r in dynamic.items()} for p in PASSES})
+    return figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--channels", type=int, default=64, help="in and out")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the maps")
-    parser.add_argument("--batch", type=int, default=4, help="pictures")
-    parser.add_argument("--kernel_size", type=int, default=3, help="odd")
-    parser.add_argument("--instances", type=int, default=64, help="of the mask heads")
+    parser.add_argument("--quick", action="store_true", help="small shapes, to try it")
     parser.add_argument("--rounds", type=int, default=30, help="samples of each time")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--output", default="out/benchmark", help="folder of JSON and plot")
-    parser.add_argument("--page", help="a Markdown page whose table is made anew")
+    parser.add_argument("--output", default="out/benchmark", help="folder of JSON and chart")
+    parser.add_argument("--page", help="a Markdown page whose table is replaced")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print, and write JSON, plot and (where a page is given) table."""
+    """Measure, print, and write JSON, chart and (in a page) the table."""
     device = pick_device(args.device)
-    sizes = (args.channels, args.size, args.batch, args.kernel_size, args.instances)
-    results = measure(*sizes, device, args.rounds)
+    shape = LayerShape(8, 6, 2, instances=3) if args.quick else LayerShape()
+    results = measure(shape, device, args.rounds)
     text = table(results)
     print(text)
-    folder = Path(args.output)
-    stem = f"layers_{device.type}"
-    files = [write_json(results, folder / f"{stem}.json")]
-    files.append(save(plot(results), folder / f"{stem}.png"))
+    stem = Path(args.output) / f"layers_{device.type}"
+    write_json(results, stem.with_suffix(".json"))
+    save(chart(results), stem.with_suffix(".png"))
     if args.page is not None:
-        page = Path(args.page)
-        write_between(page, f"benchmark layers {device.type}", text)
-        files.append(page)
-    print(f"\nwritten: {', '.join(map(str, files))}")
-
-
-def plot(results: dict[str, Any]) -> Any:
-    """Times relative to the static twin."""
-    entries = results["layers"]
-    shown = [name for name, e in entries.items() if name != e["base"]]
-    series = {
-        p: {
-            n: Spread(*(entries[n]["time_ratio"][p][k] for k in ("median", "q1", "q3")))
-            for n in shown
-        }
-        for p in PASSES
-    }
-    facts = results["machine"]
-    where = facts.get("gpu", f"{facts['cpu']}, {facts['threads']} threads")
-    notes = (f"{where}; load {facts['load_average_1min']:g}; torch {facts['torch']}",)
-    return ratio_plot("Time relative to nn.Conv2d (mask head: to fixed weights)", notes, series)
+        write_between(Path(args.page), f"benchmark layers {device.type}", text)
+    print(f"\nwritten: {stem}.json, {stem}.png")

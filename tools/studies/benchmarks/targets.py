@@ -1,20 +1,18 @@
-"""The table of what was asked and what is reached, in one run."""
+"""The table of all bars: dynamic parts, whole networks, training step."""
 
 from __future__ import annotations
 
 import argparse
 
-from studies.benchmarks import mask_head, model, train
+from studies.benchmarks import model, parts, train
 from studies.benchmarks.session import Session
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    Session.add_arguments(parser)
+add_arguments = Session.add_arguments
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     session = Session(args)
-    for part in (mask_head, model, train):
+    for part in (parts, model, train):
         session.compare(part.comparisons(session.shapes, session.device))
     session.write("targets")

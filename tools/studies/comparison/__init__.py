@@ -1,1 +1,1 @@
-"""The dynamic layers against each other in one detector: same budget, several seeds."""
+"""The same detector trained with each dynamic layer: same budget, several seeds."""

@@ -1,4 +1,4 @@
-"""What came out: means and spreads over the seeds, and whether the papers' claims show."""
+"""Means and spreads over the seeds, and whether they support the papers' claims."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from studies.benchmarks.report import markdown_table
 from studies.comparison.variants import CLAIMS, VARIANTS
+from studies.report import machine_text, markdown_table
 
-MOST_LUCK = 0.1
-"""Three seeds each are the fewest that tell anything."""
+MAX_CHANCE = 0.1
+"""Of a wrong verdict; it takes three seeds each to reach it."""
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
-"""variant -> seed -> a trial's result, finished trials alone."""
+"""Variant -> seed -> result of the trial; finished trials only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of one figure over the seeds; the deviation is the sample's, nan for a single seed."""
+    """Of one figure over the seeds; the deviation is the sample's, NaN for a single seed."""
 
     mean: float
     deviation: float
@@ -39,50 +39,51 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a claim shows in the seeds.
+    """Whether the seeds support a claim.
 
     Attributes:
-        claim: what is claimed.
+        claim: as text.
         difference: of the means.
-        verdict: "shows" where each seed of the one is above each of the other, "contradicted"
-            where each is below, else "does not show"; "too few seeds" where the luck is too great.
-        luck: chance that the seeds lie apart so, were the two in truth the same: 2 / C(n + m, n).
+        verdict: "supported" if each seed of the first variant is above each of the second,
+            "contradicted" if each is below, else "open"; "too few seeds" if ``chance`` is too high.
+        chance: probability that the seeds of two equal variants are separated: 2 / C(n + m, n).
     """
 
     claim: str
     difference: float
     verdict: str
-    luck: float
+    chance: float
 
 
 def statistics_of(results: Results, variant: str, metric: str) -> Statistics:
+    """Statistics of a metric over the seeds of a variant."""
     return Statistics.of([r["metrics"][metric] for r in results[variant].values()])
 
 
 def verdicts(results: Results, metric: str = "mask/AP") -> list[Verdict]:
-    """The claims about variants that have results, judged without assuming any distribution."""
+    """Verdicts on the claims whose variants have results; no distribution is assumed."""
     judged = []
     for better, worse, claim in CLAIMS:
         if not (results.get(better) and results.get(worse)):
             continue
-        mine, theirs = (statistics_of(results, name, metric) for name in (better, worse))
+        own, other = (statistics_of(results, name, metric) for name in (better, worse))
         n, m = len(results[better]), len(results[worse])
-        luck = min(1.0, 2 / math.comb(n + m, n))
-        verdict = "does not show"
-        if luck > MOST_LUCK:
+        chance = min(1.0, 2 / math.comb(n + m, n))
+        verdict = "open"
+        if chance > MAX_CHANCE:
             verdict = "too few seeds"
-        elif mine.low > theirs.high:
-            verdict = "shows"
-        elif mine.high < theirs.low:
+        elif own.low > other.high:
+            verdict = "supported"
+        elif own.high < other.low:
             verdict = "contradicted"
-        judged.append(Verdict(claim, mine.mean - theirs.mean, verdict, luck))
+        judged.append(Verdict(claim, own.mean - other.mean, verdict, chance))
     return judged
 
 
 def as_dict(
     results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything as plain data, each seed's figures too."""
+    """Everything as plain data, with the figures of each seed."""
     variants = {}
     for name, seeds in results.items():
         entry: dict[str, Any] = {
@@ -91,36 +92,26 @@ def as_dict(
             "overrides": dict(VARIANTS[name].overrides),
             "seeds": {str(seed): result for seed, result in seeds.items()},
         }
-        if seeds:
-            for metric in ("mask/AP", "box/AP"):
-                values = asdict(statistics_of(results, name, metric))
-                # JSON has no nan.
-                entry[metric] = {k: None if math.isnan(v) else v for k, v in values.items()}
         if costs and name in costs["variants"]:
             entry["costs"] = costs["variants"][name]
         variants[name] = entry
     setting = {k: v for k, v in (costs or {}).items() if k != "variants"}
-    return {
-        "budget": dict(budget),
-        "variants": variants,
-        "claims": [asdict(v) for v in verdicts(results)],
-        "costs": setting or None,
-    }
+    claims = [asdict(verdict) for verdict in verdicts(results)]
+    return {"budget": dict(budget), "variants": variants, "claims": claims, "costs": setting}
 
 
 def page(results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str, Any]) -> str:
-    """The table, what it stands on, and the claims, in Markdown."""
-    parts = [f"{_trained(results, budget)}\n{_measured(costs)}", _table(results, costs)]
+    """The setting, the table and the claims in Markdown."""
+    parts = [f"{_training(results, budget)}\n{_measurement(costs)}", _table(results, costs)]
     if judged := verdicts(results):
-        lines = [[v.claim, f"{v.difference:+.3f}", v.verdict, f"{v.luck:.0%}"] for v in judged]
-        head = ["claim", "difference in mask AP", "here", "by luck"]
+        rows = [[v.claim, f"{v.difference:+.3f}", v.verdict, f"{v.chance:.0%}"] for v in judged]
+        head = ["claim", "difference in mask AP", "verdict", "chance"]
         parts += [
-            "A claim shows where every seed of the one is above every seed of the other, is "
-            "contradicted where every seed is below, and else does not show: the difference is "
-            "within the spread of the seeds. By luck: the chance that seeds of two variants that "
-            "are in truth the same lie apart so; with one in ten, expect about one wrong verdict "
-            "in ten.",
-            markdown_table(head, lines),
+            "A claim is supported if every seed of the first variant is above every seed of the "
+            "second, contradicted if every seed is below, and otherwise open: the difference is "
+            "within the spread of the seeds. Chance: the probability that the seeds of two equal "
+            "variants are separated like this; at 10 %, expect one wrong verdict in ten.",
+            markdown_table(head, rows),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -128,65 +119,54 @@ def page(results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str,
 def _table(results: Results, costs: Mapping[str, Any] | None) -> str:
     head = ["variant", "dynamic", "seeds", "mask AP", "box AP", "parameters", "GFLOPs"]
     head += ["latency", "peak memory", "CPU min a training"]
-    lines = []
+    rows = []
     for name, seeds in results.items():
-        variant = VARIANTS[name]
         aps = [
-            str(statistics_of(results, name, f"{kind}/AP")) if seeds else "-"
-            for kind in ("mask", "box")
+            str(statistics_of(results, name, metric)) if seeds else "-"
+            for metric in ("mask/AP", "box/AP")
         ]
-        cost = (costs or {"variants": {}})["variants"].get(name)
         cells = ["-"] * 4
-        if cost:
-            latency = cost["latency_seconds"]
-            low, middle, high = (1e3 * latency[k] for k in ("q1", "median", "q3"))
+        if cost := (costs or {"variants": {}})["variants"].get(name):
+            q1, median, q3 = (1e3 * cost["latency_seconds"][k] for k in ("q1", "median", "q3"))
             cells = [
                 f"{cost['parameters'] / 1e6:.2f} M",
                 f"{2 * cost['multiply_adds'] / 1e9:.2f}",
-                f"{middle:.1f} ms ({low:.1f} to {high:.1f})",
+                f"{median:.1f} ms ({q1:.1f} to {q3:.1f})",
                 f"{cost['peak_bytes'] / 2**20:.1f} MiB",
             ]
-        whole = [s["cpu_seconds"] for s in seeds.values() if s["cpu_seconds"] is not None]
-        minutes = f"{statistics.fmean(whole) / 60:.1f}" if whole else "-"
-        lines.append([variant.label, variant.part, str(len(seeds)), *aps, *cells, minutes])
-    return markdown_table(head, lines)
+        seconds = [s["cpu_seconds"] for s in seeds.values() if s["cpu_seconds"] is not None]
+        minutes = f"{statistics.fmean(seconds) / 60:.1f}" if seconds else "-"
+        variant = VARIANTS[name]
+        rows.append([variant.label, variant.part, str(len(seeds)), *aps, *cells, minutes])
+    return markdown_table(head, rows)
 
 
-def _trained(results: Results, budget: Mapping[str, Any]) -> str:
-    also = f", {' '.join(budget['words'])}" if budget["words"] else ""
+def _training(results: Results, budget: Mapping[str, Any]) -> str:
+    also = f", {' '.join(budget['arguments'])}" if budget["arguments"] else ""
     counts = sorted({len(seeds) for seeds in results.values()})
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     return (
         f"Trained: {budget['steps']} steps of {' + '.join(budget['configs'])}{also}; {seeds} seeds "
         "a variant, mean ± standard deviation over them. Evaluated once, after the last step. "
-        "Dynamic backbones: the convolutions of strides 8 to 32 but for stem and shortcuts. "
-        + " ".join(hardware(results))
+        "Dynamic backbones: the convolutions of strides 8 to 32, without stem and shortcuts. "
+        + " ".join(f"{text}." for text in hardware(results))
     )
 
 
 def hardware(results: Results) -> list[str]:
-    """On what the trials ran, a sentence for each kind of machine."""
+    """The machines of the trials."""
     machines = [r["machine"] for seeds in results.values() for r in seeds.values()]
-    return list(dict.fromkeys(f"{_machine(facts)}." for facts in machines))
+    return list(dict.fromkeys(machine_text(facts) for facts in machines))
 
 
-def _measured(costs: Mapping[str, Any] | None) -> str:
+def _measurement(costs: Mapping[str, Any] | None) -> str:
     if not costs:
         return "Costs: not measured yet."
-    height, width = costs["picture"]
+    height, width = costs["image"]
     return (
-        f"Costs: a forward pass in float32 on one picture of {height} x {width}, without the mask "
-        "head and the post-process; two FLOPs to a multiply-add; latency in turns, median and "
+        f"Costs: a forward pass in float32 on one image of {height} x {width}, without the mask "
+        "head and the post-process; two FLOPs a multiply-add; latency in turns, median and "
         f"quartiles of {costs['rounds']} rounds; peak memory is what forward, losses and backward "
-        f"on {costs['batch']} pictures hold beyond the weights, in float32. "
-        f"{_machine(costs['machine'])}; load average at the start "
-        f"{costs['machine']['load_average_1min']:g}."
-    )
-
-
-def _machine(facts: Mapping[str, Any]) -> str:
-    gpu = f"{facts['gpu']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
-    return (
-        f"{gpu}{facts['cpu']}, {facts['cores']} cores, threads: {facts['threads']}; "
-        f"torch {facts['torch']}, Python {facts['python']}, condseg {facts['condseg']}"
+        f"on {costs['batch']} images hold beyond the weights, in float32. "
+        f"{machine_text(costs['machine'])}."
     )

@@ -1,4 +1,4 @@
-"""The trainings: each in a process of its own, kept when finished, gone on with when cut short."""
+"""The trainings: each in a process of its own; finished ones are kept, interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from studies.benchmarks.measure import machine
-from studies.benchmarks.report import write_json
-from studies.comparison.variants import VARIANTS, words
-
-SCORE = "val/mask_AP"
+from studies.comparison.variants import VARIANTS, arguments
+from studies.measure import machine
+from studies.report import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +31,18 @@ class Budget:
     """What all trials have in common.
 
     Attributes:
-        configs: configurations, each over the one before.
+        configs: configurations; later ones override earlier ones.
         steps: optimizer steps; the attentions' temperature falls in the first quarter.
-        words: more of the command line.
+        arguments: further ones of the command line.
     """
 
     configs: tuple[str, ...]
     steps: int
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     def command(self, variant: str) -> list[str]:
-        """Words of the training's command line but for seed and folder."""
-        given = {
+        """Arguments of the training, without seed and folder."""
+        options = {
             "trainer.max_steps": self.steps,
             "trainer.val_check_interval": self.steps,
             "temperature.steps": self.steps // 4,
@@ -53,9 +50,9 @@ class Budget:
         }
         return [
             *(f"--config={name}" for name in self.configs),
-            *(f"--{key}={value}" for key, value in given.items()),
-            *words(VARIANTS[variant]),
-            *self.words,
+            *(f"--{key}={value}" for key, value in options.items()),
+            *arguments(VARIANTS[variant]),
+            *self.arguments,
         ]
 
 
@@ -72,13 +69,13 @@ class Trial:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What it reached; None before its end."""
+        """Its result; None before its end."""
         path = self.folder / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def trials(output: Path, variants: Sequence[str], seeds: int) -> list[Trial]:
-    """All trials, seed by seed, so that what there is after a break are whole rounds."""
+    """All trials, seed by seed, so that an interrupted comparison has whole rounds."""
     return [
         Trial(name, seed, output / "trials" / name / f"seed_{seed}")
         for seed in range(seeds)
@@ -86,23 +83,22 @@ def trials(output: Path, variants: Sequence[str], seeds: int) -> list[Trial]:
     ]
 
 
-def same_budget(output: Path, budget: Budget) -> None:
-    """Notes the budget in the folder, or finds there that it is the same.
+def check_budget(output: Path, budget: Budget) -> None:
+    """Write the budget into the folder, or compare it with the one that is there.
 
     Raises:
-        ValueError: the folder's trials had another budget, key by key.
+        ValueError: the folder's trials had another budget.
     """
     path = output / "budget.json"
-    here: dict[str, Any] = json.loads(json.dumps(asdict(budget)))
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in here.items():
-            if there.get(key) != value:
-                raise ValueError(
-                    f"output: {output} holds trials with {key} {there.get(key)}, asked is {value}; "
-                    "take the same or another folder"
-                )
-    write_json(here, path)
+    new: dict[str, Any] = json.loads(json.dumps(asdict(budget)))
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
+    for key, value in new.items():
+        if old.get(key) != value:
+            raise ValueError(
+                f"output: {output} holds trials with {key} {old.get(key)}, not {value}; "
+                "choose another folder"
+            )
+    write_json(new, path)
 
 
 def run(
@@ -113,84 +109,84 @@ def run(
     threads: int,
     finished: Callable[[Trial], object],
 ) -> None:
-    """Trains what has no result yet.
+    """Train what has no result yet.
 
     Args:
         todo: trials in the order in which they start.
         budget: of each.
         train: the script that trains.
-        jobs: trials at once.
+        jobs: trials at a time.
         threads: of each trial.
         finished: called after each trial.
 
     Raises:
-        ValueError: trials that failed; the others are finished by then.
-        SystemExit: SIGTERM came; the trials at work left a checkpoint.
+        ValueError: trials failed; the others are finished by then.
+        SystemExit: SIGTERM was received; running trials have written a checkpoint.
     """
     failures: list[str] = []
     start, waiting = time.monotonic(), [t for t in todo if t.result is None]
     print(f"{len(todo)} trainings, {len(todo) - len(waiting)} done before", flush=True)
     processes = _Processes()
-    with _terminable(), ThreadPoolExecutor(jobs) as pool:
+    with _exit_on_sigterm(), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_run, t, budget, train, threads, processes): t for t in waiting}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 trial = futures[future]
                 if isinstance(error := future.exception(), ValueError):
-                    failures.append(str(error))
-                    outcome = str(error)
+                    failures.append(outcome := str(error))
                 else:
-                    outcome = _line(future.result())
+                    metrics = future.result()["metrics"]
+                    outcome = f"mask AP {metrics['mask/AP']:.3f}, box AP {metrics['box/AP']:.3f}"
                     finished(trial)
-                left = len(waiting) - done
-                rest = (time.monotonic() - start) / done * left
+                minutes = (time.monotonic() - start) / done * (len(waiting) - done) / 60
                 print(
-                    f"[{done}/{len(waiting)}] {trial}: {outcome}; {_clock(rest)} left", flush=True
+                    f"[{done}/{len(waiting)}] {trial}: {outcome}; {minutes:.0f} min left",
+                    flush=True,
                 )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            processes.stop()
+            processes.terminate()
             raise
     if failures:
         raise ValueError(f"{len(failures)} trainings failed: " + "; ".join(failures))
 
 
 class _Processes:
-    """Those at work, so that they end with the one that started them."""
+    """The running trainings, which end with this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ids: set[int] = set()
-        self._stopped = False
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._terminated = False
 
     def run(self, command: Sequence[str], **options: Any) -> tuple[int, float]:
         """Exit code and CPU seconds of a command."""
         with self._lock:
-            if self._stopped:
+            if self._terminated:
                 return -signal.SIGTERM, 0.0
             process = subprocess.Popen(command, start_new_session=True, **options)
-            self._ids.add(process.pid)
-        # Popen's own wait does not tell the CPU time.
+            self._running[process.pid] = process
+        # Popen's own wait does not return the CPU time.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
-            self._ids.remove(process.pid)
+            del self._running[process.pid]
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         return process.returncode, usage.ru_utime + usage.ru_stime
 
-    def stop(self) -> None:
-        """SIGTERM: a training ends after its step and leaves a checkpoint."""
+    def terminate(self) -> None:
+        """Send SIGTERM: a training ends after its step and writes a checkpoint."""
         with self._lock:
-            self._stopped = True
-            for number in self._ids:
+            self._terminated = True
+            for number in self._running:
                 os.kill(number, signal.SIGTERM)
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as an exception does."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Raises SystemExit in the block when SIGTERM is received."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -213,10 +209,9 @@ def _run(
         *(["--ckpt_path=last"] if resumed else []),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    start = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
         try:
-            # Also the training holds the lock, for it inherits the file.
+            # The training inherits the file, and with it the lock.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"{trial}: runs in another process, which writes {log}") from error
@@ -237,22 +232,22 @@ def _run(
         "seed": trial.seed,
         "metrics": metrics,
         "cpu_seconds": None if resumed or not cpu else round(cpu, 2),
-        "seconds": round(time.monotonic() - start, 2),
         "machine": facts,
         "overrides": dict(VARIANTS[trial.variant].overrides),
     }
     for path in runs.glob("*/*/metrics.csv"):
         shutil.copy(path, trial.folder)
-    _write_whole(content, trial.folder / "result.json")
-    shutil.rmtree(runs)  # checkpoints, as large as they are
+    result = trial.folder / "result.json"
+    write_json(content, result.with_suffix(".partial")).replace(result)
+    shutil.rmtree(runs)  # the checkpoints are large
     return content
 
 
 def _validation(runs: Path) -> dict[str, float] | None:
-    """The figures of the last validation of the newest run, "mask/AP" and so on."""
+    """The metrics of the newest run's last validation: "mask/AP" and so on."""
     for path in sorted(runs.glob("*/*/metrics.csv"), reverse=True):
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get(SCORE)]
+            rows = [row for row in csv.DictReader(file) if row.get("val/mask_AP")]
         if rows:
             return {
                 key.removeprefix("val/").replace("_", "/", 1): float(value)
@@ -260,17 +255,3 @@ def _validation(runs: Path) -> dict[str, float] | None:
                 if key.startswith("val/") and value
             }
     return None
-
-
-def _write_whole(content: dict[str, Any], path: Path) -> None:
-    write_json(content, path.with_suffix(".partial")).replace(path)
-
-
-def _line(result: dict[str, Any]) -> str:
-    aps = ", ".join(f"{kind} AP {result['metrics'][f'{kind}/AP']:.3f}" for kind in ("mask", "box"))
-    return f"{aps}, {_clock(result['seconds'])}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

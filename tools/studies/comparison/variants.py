@@ -1,4 +1,4 @@
-"""What is compared: each variant is a few keys laid over one configuration."""
+"""What is compared: each variant overrides a few keys of one configuration."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Variant:
     """A choice of layers.
 
     Attributes:
-        label: its name in table and plot.
+        label: its name in table and chart.
         part: of the network that is dynamic.
-        overrides: key of the command line -> plain value, over a static network.
+        overrides: key of the command line -> plain value; the default network is static.
     """
 
     label: str
@@ -30,8 +30,8 @@ class Variant:
 
 def _backbone(label: str, layer: str, num_experts: int) -> Variant:
     conv = {"class_path": f"condseg.layers.{layer}", "init_args": {"num_experts": num_experts}}
-    # The same convolutions for all: those of strides 8 to 32, depthwise ones too. By its paper
-    # CondConv would have the last three blocks alone.
+    # The same convolutions for all: those of strides 8 to 32, depthwise ones included. CondConv's
+    # paper replaces only those of the last three blocks.
     return Variant(label, "backbone", {CONV: conv, WHERE: [3, 4, 5]})
 
 
@@ -57,28 +57,26 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
     ("odconv_1x", "condconv", "ODConv 1x beats CondConv"),
     ("odconv_1x", "dyconv", "ODConv 1x beats DyConv"),
 )
-"""(better, worse, what is claimed): the first by each layer's paper, the last three by ODConv's."""
+"""(better, worse, claim): the last three are from ODConv's paper, the others from each layer's."""
 
 
 def choose(names: Sequence[str]) -> list[str]:
     """The names, in the table's order.
 
     Raises:
-        ValueError: an unknown one, or none.
+        ValueError: one is unknown.
     """
     for name in names:
         if name not in VARIANTS:
             raise ValueError(f"variants: {name!r} is unknown; there are {', '.join(VARIANTS)}")
-    if not names:
-        raise ValueError(f"variants: none is chosen; there are {', '.join(VARIANTS)}")
     return [name for name in VARIANTS if name in names]
 
 
-def words(variant: Variant) -> list[str]:
-    """Words of the command line that make the network this variant.
+def arguments(variant: Variant) -> list[str]:
+    """Arguments of the command line that configure the network as this variant.
 
-    Both slots are emptied first: options of a layer that the configuration names would otherwise
-    stay for the layer that takes its place.
+    Both options are set to null first: otherwise arguments of a layer that the configuration names
+    would be passed to the layer that replaces it.
     """
     keys = [(CONV, None), (FILTER, None), *variant.overrides.items()]
     return [f"--{key}={json.dumps(value)}" for key, value in keys]

@@ -1,1 +1,1 @@
-"""What the dynamic layers of a trained model do."""
+"""How much the dynamic layers of a trained model depend on the input."""

@@ -1,43 +1,22 @@
-"""Figures of an inspection, in colours that all people tell apart."""
+"""Charts of an inspection."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
+from matplotlib.figure import Figure
 
 from condseg.data.images import read_image
-from studies.inspection.inspection import (
-    AXES,
-    Inspection,
-    LayerRecord,
-    PixelKernels,
-    short_names,
-    write_json,
-)
-from studies.panels import (
-    ORANGE,
-    Colours,
-    Image,
-    Numbers,
-    blank,
-    caption,
-    column,
-    diverging,
-    fitted,
-    grid,
-    heat,
-    row,
-    save,
-    scale,
-    sequential,
-)
+from studies.charts import DIVERGING, ORANGE, diverging, new_figure, save, show
+from studies.inspection.records import AXES, Inspection, LayerRecord, short_names
+from studies.report import write_json
 
-MOST_CLASSES = 12
+MAX_CLASSES = 12
 MEANING = {
-    "kernel": "share of each expert",
+    "kernel": "weight of each expert",
     "filter": "weight of each output channel",
     "channel": "weight of each input channel",
     "spatial": "weight of each tap of the kernel",
@@ -45,16 +24,16 @@ MEANING = {
 
 
 def write_figures(
-    inspection: Inspection, folder: Path, figures: int = 8, **also: str
+    inspection: Inspection, folder: Path, max_images: int = 8, **facts: str
 ) -> list[Path]:
-    """Draw all that was seen, and write its numbers.
+    """Draw an inspection and write its numbers.
 
     Args:
-        inspection: what was seen.
+        inspection: what to draw.
         folder: gets ``layers.png``, ``attention_<axis>.png``, ``experts.png``,
-            ``pixels_<picture>.png`` and ``inspection.json``, each where there is something for it.
-        figures: pictures at most whose kernels at each pixel are drawn; the numbers have all.
-        also: facts to note in the JSON, such as the checkpoint.
+            ``pixels_<image>.png`` (each if there is something to draw) and ``inspection.json``.
+        max_images: images whose kernels at each pixel are drawn; the JSON file has all.
+        facts: further entries of the JSON file, such as the checkpoint.
 
     Returns:
         The files.
@@ -66,239 +45,153 @@ def write_figures(
             files.append(save(figure, folder / f"attention_{axis}.png"))
     if any(layer.experts is not None for layer in inspection.layers):
         files.append(save(experts_figure(inspection), folder / "experts.png"))
-    drawn = sorted({k.picture for k in inspection.pixel_kernels})[:figures]
-    for i in drawn:
-        stem = f"pixels_{i:03d}_{inspection.pictures[i].stem}.png"
-        files.append(save(pixels_figure(inspection, i), folder / stem))
-    write_json(inspection, folder / "inspection.json", **also)
-    return [*files, folder / "inspection.json"]
+    for i in sorted({k.image for k in inspection.pixel_kernels})[:max_images]:
+        name = f"pixels_{i:03d}_{inspection.images[i].stem}.png"
+        files.append(save(pixels_figure(inspection, i), folder / name))
+    content = {**facts, **inspection.as_dict()}
+    return [*files, write_json(content, folder / "inspection.json")]
 
 
-def layers_figure(inspection: Inspection) -> Image:
-    """How much each layer's kernel and each of its attentions change from picture to picture."""
-    columns = ("kernel changes", *(f"{axis} att." for axis in AXES), "experts alike")
-    names = [caption(n) for n in short_names(inspection.layers)]
-    wide, high = 106, 20
-    blue_to_yellow = sequential(0.0, 1.0)
-    lines = [row(blank(high, max(n.shape[1] for n in names)), *(_cell(c, wide) for c in columns))]
-    for layer, name in zip(inspection.layers, names, strict=True):
-        values = [layer.change, *map(layer.attention_change, AXES), layer.likeness]
-        label = row(name, blank(1, max(n.shape[1] for n in names) - name.shape[1]), gap=0)
-        cells = []
-        for i, value in enumerate(values):
-            if math.isnan(value):
-                cells.append(blank(high, wide))
-                continue
-            # The root brings out small changes; a cosine is drawn as it is.
-            height = math.sqrt(max(value, 0.0)) if i < len(values) - 1 else max(value, 0.0)
-            bar = blank(high, 40)
-            bar[3:-3] = 235
-            bar[3:-3, : max(1, round(40 * min(height, 1)))] = blue_to_yellow(np.array([[height]]))
-            text = f"{value:.2%}" if i < len(values) - 1 else f"{value:.3f}"
-            cells.append(_fixed(row(bar, caption(text), gap=6), wide))
-        lines.append(row(label, *cells))
-    many = len(inspection.pictures)
-    return column(
-        caption(f"How much changes from picture to picture ({many} of them)", 17),
-        caption(
-            "mean |K_i - M|^2 / mean |K_i|^2, M the mean: 0 % static, 100 % nothing in common; "
-        ),
-        caption("bars are its root. Kernels of pixels: over the pixels. Alike: mean cosine."),
-        blank(6, 1),
-        *lines,
-        gap=2,
+def layers_figure(inspection: Inspection) -> Figure:
+    """How much each layer's kernel and each of its attentions change from image to image."""
+    layers = inspection.layers
+    columns = ("kernel", *(f"{axis}\nattention" for axis in AXES), "expert\nsimilarity")
+    values = np.array(
+        [[x.change, *map(x.attention_change, AXES), x.expert_similarity] for x in layers]
     )
+    shades = values.clip(0)
+    shades[:, :-1] **= 0.5  # brings out small changes; a cosine is drawn as it is
+    figure = new_figure(9, 0.22 * len(layers) + 1.4)
+    figure.suptitle(
+        f"Change from image to image ({len(inspection.images)} images): "
+        "mean |K_i - M|² / mean |K_i|², M the mean\n"
+        "0 % static, 100 % nothing in common; kernels per pixel: over the pixels. "
+        "Expert similarity: mean cosine",
+        x=0.01, ha="left", fontsize=9,
+    )  # fmt: skip
+    axes = figure.subplots()
+    show(axes, shades, vmin=0, vmax=1, aspect="auto")
+    axes.set_yticks(range(len(layers)), short_names(layers))
+    axes.set_xticks(range(len(columns)), columns)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    for (row, column), value in np.ndenumerate(values):
+        if not math.isnan(value):
+            text = f"{value:.2%}" if column < len(columns) - 1 else f"{value:.3f}"
+            colour = "white" if shades[row, column] < 0.6 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    return figure
 
 
-def _cell(text: str, width: int) -> Image:
-    return _fixed(caption(text, 13), width)
-
-
-def _fixed(image: Image, width: int) -> Image:
-    return row(image[:, :width], blank(1, max(0, width - image.shape[1])), gap=0)
-
-
-def attention_figure(inspection: Inspection, axis: str) -> Image:
-    """One attention of every layer: over all pictures, and how each class departs from that."""
-    attended = [layer for layer in inspection.layers if axis in layer.attentions]
-    layers = list(zip(short_names(attended), attended, strict=True))
-    often = sorted(inspection.classes, key=lambda name: -len(inspection.classes[name]))
-    shown = [name for name in inspection.classes if name in often[:MOST_CLASSES]]
-    means = np.concatenate([layer.attentions[axis].mean(0) for _, layer in layers])
-    departures = [
-        inspection.by_class(layer, axis)[name] - layer.attentions[axis].mean(0)
-        for _, layer in layers
-        for name in shown
-    ]
-    joined = np.abs(np.concatenate(departures)) if departures else np.zeros(1)
-    reach = max(float(np.percentile(joined, 99)), 1e-6)
-    low, high = float(means.min()), float(means.max())
-    if high - low < 0.02:  # do not blow up rounding
+def attention_figure(inspection: Inspection, axis: str) -> Figure:
+    """One attention of every layer: its mean over all images, and each class's deviation."""
+    layers = [layer for layer in inspection.layers if axis in layer.attentions]
+    frequent = sorted(inspection.classes, key=lambda name: -len(inspection.classes[name]))
+    classes = [name for name in inspection.classes if name in frequent[:MAX_CLASSES]]
+    means = [layer.attentions[axis].mean(0) for layer in layers]
+    deviations = [
+        np.array([inspection.by_class(layer, axis)[name] - mean for name in classes])
+        for layer, mean in zip(layers, means, strict=True)
+    ]  # (classes, entries) each
+    joined = np.concatenate(means)
+    low, high = float(joined.min()), float(joined.max())
+    if high - low < 0.02:  # do not enlarge rounding errors
         low, high = min(low, 0.0), max(high, 1.0)
-    all_colours, class_colours = sequential(low, high), diverging(reach)
-    draw = _taps if axis == "spatial" else _strips
-    colours = all_colours, class_colours
-    panels = [
-        column(caption(_short(name)), draw(inspection, layer, axis, shown, colours))
-        for name, layer in layers
-    ]
-    counts = ", ".join(f"{name} ({len(inspection.classes[name])})" for name in shown) or "none"
-    order = {
-        "spatial": "left: all pictures; then one square a class",
-        "kernel": "top: all pictures; then one line a class",
-    }.get(axis, "top: all pictures, sorted; then one line a class in the same order")
-    return column(
-        caption(f"Attention along the {axis} axis: {MEANING[axis]}", 17),
-        caption(f"{len(inspection.pictures)} pictures; {order}"),
-        *_wrapped(
-            f"classes that the model found with a score of {inspection.score:g} or more, and in "
-            f"how many pictures: {counts}",
-            110,
-        ),
-        row(scale(all_colours, low, high, "mean over all pictures")),
-        row(scale(class_colours, -reach, reach, "class minus all pictures")),
-        blank(4, 1),
-        grid(panels, 3 if axis == "spatial" else 6, gap=18),
-    )
+    sizes = np.abs(np.concatenate([d.ravel() for d in deviations]))
+    limit = max(float(np.percentile(sizes, 99)), 1e-6) if sizes.size else 1e-6
+    rows = math.ceil(len(layers) / 2)
+    figure = new_figure(11, rows * (0.55 + 0.13 * len(classes)) + 1.3)
+    counts = ", ".join(f"{name} ({len(inspection.classes[name])})" for name in classes) or "none"
+    figure.suptitle(
+        f"Attention along the {axis} axis: {MEANING[axis]}\nleft: mean of "
+        f"{len(inspection.images)} images; right: class minus mean, for classes detected with a "
+        f"score of {inspection.score:g} or more (images): {counts}",
+        x=0.01, ha="left", fontsize=9, wrap=True,
+    )  # fmt: skip
+    grid = figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1.6] * 2)
+    for axes in grid.flat:
+        axes.axis("off")
+    pairs = grid.reshape(-1, 2)
+    panels = zip(pairs, layers, short_names(layers), means, deviations, strict=False)
+    for (left, right), layer, name, mean, deviation in panels:
+        left.axis("on")
+        aspect, rows_of = ("equal", layer.kernel_size[0]) if axis == "spatial" else ("auto", 1)
+        order = np.arange(len(mean)) if axis in ("kernel", "spatial") else np.argsort(-mean)
+        first = show(left, mean[order].reshape(rows_of, -1), name[-40:],
+                     vmin=low, vmax=high, aspect=aspect)  # fmt: skip
+        if classes:
+            right.axis("on")
+            _deviations(right, layer, deviation[:, order], axis, classes, limit)
+    figure.colorbar(first, ax=grid[:, 0], location="bottom", label="mean")
+    if classes:
+        second = next(axes.images[0] for axes in grid[:, 1] if axes.images)
+        figure.colorbar(second, ax=grid[:, 1], location="bottom", label="class minus mean")
+    return figure
 
 
-def _strips(
-    inspection: Inspection,
-    layer: LayerRecord,
-    axis: str,
-    shown: list[str],
-    colours: tuple[Colours, Colours],
-) -> Image:
-    mean = layer.attentions[axis].mean(0)
-    order = np.arange(len(mean)) if axis == "kernel" else np.argsort(-mean)
-    by_class = inspection.by_class(layer, axis)
-    wide = 150
-    lines = [row(heat(mean[None, order], colours[0], 14, wide), caption("all", 11), gap=4)]
-    for name in shown:
-        away = (by_class[name] - mean)[None, order]
-        lines.append(row(heat(away, colours[1], 14, wide), caption(name, 11), gap=4))
-    return column(*lines, gap=1)
+def _deviations(
+    axes: Any, layer: LayerRecord, values: Any, axis: str, classes: list[str], limit: float
+) -> None:
+    """A row per class; of the taps of a kernel, a square per class."""
+    options: dict[str, Any] = {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}
+    if axis != "spatial":
+        show(axes, values, aspect="auto", **options)
+        axes.set_yticks(range(len(classes)), classes, fontsize=7)
+        return
+    kh, kw = layer.kernel_size
+    squares = np.pad(values.reshape(-1, kh, kw), ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+    show(axes, np.concatenate(list(squares), axis=1), **options)
+    middles = [(kw + 1) * i + (kw - 1) / 2 for i in range(len(classes))]
+    axes.set_xticks(middles, classes, fontsize=7, rotation=45)
 
 
-def _taps(
-    inspection: Inspection,
-    layer: LayerRecord,
-    axis: str,
-    shown: list[str],
-    colours: tuple[Colours, Colours],
-) -> Image:
-    mean = layer.attentions[axis].mean(0)
-    by_class = inspection.by_class(layer, axis)
-    wide = layer.kernel_size[-1]
-    squares = [
-        _tap_square(values.reshape(-1, wide), painted)
-        for values, painted in [
-            (mean, colours[0]),
-            *((by_class[name] - mean, colours[1]) for name in shown),
-        ]
-    ]
-    labels = ["all", *shown]
-    cells = [column(s, caption(t, 11), gap=0) for s, t in zip(squares, labels, strict=True)]
-    return row(*cells, gap=6)
-
-
-def _tap_square(values: Numbers, colours: Colours) -> Image:
-    return _edged(heat(values, colours, 39, 39))
-
-
-def _edged(image: Image) -> Image:
-    return np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=200)
-
-
-def experts_figure(inspection: Inspection) -> Image:
-    """Cosine between the kernels of each two experts of a layer."""
-    colours = diverging(1.0)
-    panels = []
+def experts_figure(inspection: Inspection) -> Figure:
+    """Cosines between the kernels of a layer's experts."""
     mixed = [layer for layer in inspection.layers if layer.experts is not None]
-    for name, layer in zip(short_names(mixed), mixed, strict=True):
-        assert layer.experts is not None
-        matrix = _edged(heat(layer.experts, colours, 84, 84))
-        apart = 1 - layer.likeness
-        note = f"mean {layer.likeness:.3f}" if apart > 0.01 else f"mean 1 - {apart:.0e}"
-        panels.append(column(caption(_short(name, 20), 12), matrix, caption(note, 12), gap=1))
-    return column(
-        caption("How alike the experts' kernels are: cosine of each two", 17),
-        caption(
-            "1 where experts are the same (as they begin), 0 where they have nothing in common"
-        ),
-        scale(colours, -1.0, 1.0),
-        blank(4, 1),
-        grid(panels, 6),
-    )
+    rows = math.ceil(len(mixed) / 6)
+    title = "Cosine between the experts' kernels: 1 equal (as they start), 0 nothing in common"
+    figure = new_figure(10, 1.7 * rows + 0.8, title)
+    grid = figure.subplots(rows, 6, squeeze=False)
+    for axes in grid.flat[len(mixed) :]:
+        axes.axis("off")
+    for axes, layer, name in zip(grid.flat, mixed, short_names(mixed), strict=False):
+        last = diverging(axes, layer.experts, name[-20:], limit=1.0)
+        distance = 1 - layer.expert_similarity
+        axes.set_xlabel(f"mean {1 - distance:.3f}" if distance > 0.01 else f"1 - {distance:.0e}")
+    figure.colorbar(last, ax=grid)
+    return figure
 
 
-def pixels_figure(inspection: Inspection, picture: int) -> Image:
-    """The kernels at each pixel of one picture, one line a layer (HDFNet: a dilation)."""
-    image = read_image(inspection.pictures[picture])
-    wide = 330
-    photograph = fitted(image, wide)
-    height = photograph.shape[0]
-    mine = [k for k in inspection.pixel_kernels if k.picture == picture]
-    low, high = _limits([k.energy for k in mine])
-    far = max(1e-9, max(float(np.percentile(k.departure, 99)) for k in mine))
+def pixels_figure(inspection: Inspection, image: int) -> Figure:
+    """The kernels at each pixel of one image, a row for each layer (HDFNet: each dilation)."""
+    pixels = read_image(inspection.images[image])
+    kernels = [k for k in inspection.pixel_kernels if k.image == image]
+    energies = np.concatenate([k.energy.ravel() for k in kernels])
+    low, high = np.percentile(energies, (1, 99))
+    top = max(1e-9, max(float(np.percentile(k.deviation, 99)) for k in kernels))
     maps = (
-        ("energy of the kernel", "energy", sequential(low, high), low, high),
-        ("share of its energy beside the centre", "beside", sequential(0.0, 1.0), 0.0, 1.0),
-        ("departure from the picture's mean kernel", "departure", sequential(0.0, far), 0.0, far),
+        ("energy of the kernel", "energy", low, max(high, low + 1e-9)),
+        ("fraction of it off the centre", "off_centre", 0.0, 1.0),
+        ("deviation from the image's mean kernel", "deviation", 0.0, top),
     )
-    head = [_fixed(caption("centre of mass of the taps"), wide)]
-    head += [_fixed(caption(title), wide) for title, *_ in maps]
-    lines = [row(*head)]
-    for k in mine:
-        cells = [_arrows(photograph, k)]
-        for _, name, colours, *_ in maps:
-            cells.append(heat(getattr(k, name), colours, height, wide))
-        longest = float(np.percentile(np.hypot(*k.shift), 95))
-        lines.append(
-            caption(
-                f"{k.layer}, dilation {k.dilation}: {k.change:.1%} of the kernels' energy changes "
-                f"over the picture; centre of mass up to {longest:.2f} cells off "
-                f"(a cell is {k.cell:g} pixels of the input)"
-            )
-        )
-        lines.append(row(*cells))
-    bars = [_fixed(caption("arrows: longer = further off; own scale a line", 12), wide)]
-    bars += [_fixed(scale(colours, a, b), wide) for _, _, colours, a, b in maps]
-    title = caption(f"A kernel at each pixel: {inspection.pictures[picture].name}", 17)
-    return column(title, *lines, row(*bars))
-
-
-def _limits(maps: list[Numbers]) -> tuple[float, float]:
-    values = np.concatenate([m.ravel() for m in maps])
-    low, high = np.percentile(values, (1, 99))
-    return float(low), float(max(high, low + 1e-9))
-
-
-def _arrows(photograph: Image, kernels: PixelKernels) -> Image:
-    """Where the taps pull to, on the picture; the arrows are enlarged to be seen."""
-    canvas = np.ascontiguousarray((photograph * 0.45 + 255 * 0.55).astype(np.uint8))
-    rows, columns = kernels.energy.shape
-    step = canvas.shape[1] / columns
-    every = max(1, math.ceil(16 / step))
-    longest = max(float(np.percentile(np.hypot(*kernels.shift), 95)), 1e-9)
-    for i in range(every // 2, rows, every):
-        for j in range(every // 2, columns, every):
-            x, y = (j + 0.5) * step, (i + 0.5) * canvas.shape[0] / rows
-            dx, dy = kernels.shift[:, i, j] / longest * 0.9 * every * step
-            a, b = (round(x), round(y)), (round(x + dx), round(y + dy))
-            cv2.circle(canvas, a, 1, ORANGE, -1, cv2.LINE_AA)
-            cv2.arrowedLine(canvas, a, b, ORANGE, 1, cv2.LINE_AA, tipLength=0.3)
-    return canvas
-
-
-def _short(name: str, most: int = 30) -> str:
-    return name if len(name) <= most else "..." + name[-most + 3 :]
-
-
-def _wrapped(text: str, most: int) -> list[Image]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= most:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return [caption(line) for line in lines]
+    height = 3.3 * pixels.shape[0] / pixels.shape[1] + 0.8
+    title = f"A kernel at each pixel: {inspection.images[image].name}"
+    figure = new_figure(13.6, height * len(kernels) + 1, title)
+    grid = figure.subplots(len(kernels), 4, squeeze=False)
+    for row, k in zip(grid, kernels, strict=True):
+        rows, columns = k.energy.shape
+        extent = (0, columns, rows, 0)
+        longest = max(float(np.percentile(np.hypot(*k.shift), 95)), 1e-9)
+        show(row[0], pixels, alpha=0.45, extent=extent)
+        every = max(1, math.ceil(columns / 22))
+        y, x = np.mgrid[every // 2 : rows : every, every // 2 : columns : every]
+        dx, dy = k.shift[:, y, x] / longest * 0.9 * every
+        row[0].quiver(x + 0.5, y + 0.5, dx, dy, angles="xy", scale_units="xy", scale=1,
+                      color=ORANGE, width=0.004)  # fmt: skip
+        row[0].set_title(f"{k.layer}\ndilation {k.dilation}, change {k.change:.1%}")
+        row[0].set_xlabel(f"centre of mass, up to {longest:.2f} cells of {k.cell:g} pixels")
+        for axes, (_, name, a, b) in zip(row[1:], maps, strict=True):
+            show(axes, getattr(k, name), vmin=a, vmax=b, extent=extent)
+    for column, (label, *_) in enumerate(maps, start=1):
+        first = grid[0, column].images[0]
+        figure.colorbar(first, ax=grid[:, column], location="bottom", label=label)
+    return figure

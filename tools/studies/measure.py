@@ -1,4 +1,4 @@
-"""How it is measured: time in turns, memory and operations by counting, and on what machine."""
+"""Time measured in turns, memory and operations counted, and on which machine."""
 
 from __future__ import annotations
 
@@ -31,91 +31,68 @@ class Spread:
     """Median and quartiles."""
 
     median: float
-    low: float
-    high: float
+    q1: float
+    q3: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         if len(values) < 2:
             return cls(values[0], values[0], values[0])
-        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(middle, low, high)
-
-    def to_json(self) -> dict[str, float]:
-        return {"median": self.median, "q1": self.low, "q3": self.high}
+        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, q1, q3)
 
 
 def interleaved(
     runs: Mapping[str, Run], device: torch.device, rounds: int, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each run, in turns, so that what disturbs the machine disturbs all alike.
+    """Seconds of each run, measured in turns, so that a disturbance affects all of them alike.
 
     Args:
         runs: name -> what is timed.
-        device: waited for before and after each.
-        rounds: samples of each; every round starts one further, so that none always follows the
-            same neighbour.
-        warm_up: rounds before, which are not counted.
-
-    Raises:
-        ValueError: ``rounds`` < 1.
+        device: synchronised before and after each run.
+        rounds: samples of each. Each round starts with the next run, so that none always follows
+            the same one.
+        warm_up: rounds that are run first and not counted.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}; 1 or more is allowed")
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for k in range(-warm_up, rounds):
         first = k % len(names)
         for name in names[first:] + names[:first]:
-            _wait(device)
+            _synchronize(device)
             start = time.perf_counter()
             runs[name]()
-            _wait(device)
+            _synchronize(device)
             if k >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> Spread:
-    """How many times as long as ``base`` it took, round by round."""
+    """Time of ``name`` over that of ``base``, round by round."""
     pairs = zip(seconds[name], seconds[base], strict=True)
-    return Spread.of([mine / theirs for mine, theirs in pairs])
-
-
-def rounds_within(
-    runs: Mapping[str, Run], device: torch.device, seconds: float, least: int, most: int
-) -> int:
-    """How many rounds take about so long, judged by one that is not counted.
-
-    Args:
-        runs, device: see :func:`interleaved`.
-        seconds: for all rounds together.
-        least, most: the number is between them.
-    """
-    once = interleaved(runs, device, 1, warm_up=0)
-    return max(least, min(most, int(seconds / max(sum(map(sum, once.values())), 1e-9))))
+    return Spread.of([own / other for own, other in pairs])
 
 
 def peak_memory(run: Run, device: torch.device) -> dict[str, int]:
-    """Most bytes that the run held at one time beyond what was held before it, in both ways.
+    """Peak bytes of a run above what was held before it, counted in two ways.
 
     Returns:
-        ``counted``, see :func:`peak_bytes`; ``resident``, see :func:`peak_resident`, on the CPU
-        where the system tells; ``peak``, the larger of them, for each sees what the other misses.
+        ``counted``, see :func:`peak_bytes`; ``resident``, see :func:`peak_resident`, on a CPU under
+        Linux; ``peak``, the larger of them: each sees allocations that the other misses.
     """
-    run()  # what is built once and kept is not the run's
-    found = {"counted": peak_bytes(run, device, warm=True)}
+    peaks = {"counted": peak_bytes(run, device)}
     if device.type == "cpu" and (resident := peak_resident(run)) is not None:
-        found["resident"] = resident
-    return {**found, "peak": max(found.values())}
+        peaks["resident"] = resident
+    return {**peaks, "peak": max(peaks.values())}
 
 
 def peak_resident(run: Run) -> int | None:
-    """By how much the process's memory grew in the run, as Linux counts it; None elsewhere.
+    """Growth of the process's resident memory in a run, in bytes; None where it is not known.
 
-    It has what libraries take from the system by themselves, and what is taken but never touched
-    is not in it. Memory that was free and not yet given back is given back before. How much is
-    free between pieces that are held differs from run to run, so the median of three runs is taken.
+    It includes what libraries allocate by themselves, and excludes what is never written to. Free
+    memory is returned to the system before. How much is free between allocated pieces varies, so
+    the median of three runs is taken.
     """
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not os.access(reset, os.W_OK):
@@ -127,38 +104,30 @@ def peak_resident(run: Run) -> int | None:
 
     library = ctypes.CDLL(None)
     grown = []
+    gc.collect()
     for _ in range(3):
-        gc.collect()
         if hasattr(library, "malloc_trim"):
             library.malloc_trim(0)
-        reset.write_text("5", "ascii")  # the high-water mark falls to what is held now
+        reset.write_text("5", "ascii")  # sets the peak to the present value
         before = kibibytes("VmRSS")
         run()
         grown.append(max(0, kibibytes("VmHWM") - before))
     return 1024 * int(statistics.median(grown))
 
 
-def peak_bytes(run: Run, device: torch.device, warm: bool = False) -> int:
-    """Most bytes that the run held at one time beyond what was held before it; counted, exact.
+def peak_bytes(run: Run, device: torch.device) -> int:
+    """Peak bytes of a run above what was held before it, as PyTorch allocates them; exact.
 
-    On CUDA the caching allocator's own count; on the CPU every allocation and release of
-    PyTorch's allocator, as the profiler records them (buffers that a library takes from the
-    system by itself are not among them).
-
-    Args:
-        run: what is measured.
-        device: where it runs.
-        warm: it ran before; otherwise it runs once more, for what is built once and kept is not
-            the run's.
+    On CUDA the count of the caching allocator; on the CPU every allocation and release, as the
+    profiler records them. The run is called once before, so that what is kept is not counted.
     """
-    if not warm:
-        run()
+    run()
     if device.type == "cuda":
-        _wait(device)
+        _synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
-        _wait(device)
+        _synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     cpu = [ProfilerActivity.CPU]
     with profile(activities=cpu, profile_memory=True, acc_events=True) as recorded:
@@ -176,11 +145,10 @@ def peak_bytes(run: Run, device: torch.device, warm: bool = False) -> int:
 
 
 def multiply_adds(run: Run) -> int:
-    """Multiply-adds of the convolutions, matrix products and per-pixel filters of a run.
+    """Multiply-adds of a run's convolutions, matrix products and per-pixel filters.
 
-    Counted by PyTorch's own counter from the shapes as they pass (two FLOPs are one), to which
-    ``addcmul``, by which filters at each pixel are summed, is made known. Other element-wise work
-    is not counted.
+    Counted by PyTorch's FLOP counter (two FLOPs are one), to which ``addcmul``, which sums
+    per-pixel filters, is added. Other element-wise work is not counted.
     """
 
     def addcmul(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
@@ -194,11 +162,12 @@ def multiply_adds(run: Run) -> int:
 
 
 def parameters(module: nn.Module) -> int:
+    """Number of parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions, and how busy the machine was when it was asked."""
+    """Hardware, versions, and the machine's load."""
     facts: dict[str, Any] = {
         "device": device.type,
         "cpu": _cpu_name(),
@@ -228,6 +197,6 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The fast forms keep under their bars: bytes and operations counted, never timed."""
+"""Memory and operations of the fast forms stay below bars; they are counted, never timed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from studies.benchmarks import subjects
-from studies.benchmarks.measure import multiply_adds, peak_bytes
+from studies.benchmarks import inputs, subjects
+from studies.benchmarks.shapes import Shapes
+from studies.measure import multiply_adds, peak_bytes
+from studies.published import published_form
 from studies.published.detector import paste_whole
 from studies.published.layers import filter_unfolded
 from torch import Tensor
 from torch.autograd import grad
 
-from condseg.layers import Implementation
 from condseg.layers.local_filter import filter_locally
 from condseg.models.mask.head import DynamicMaskHead
 from condseg.ops.losses import dice_loss
@@ -23,41 +24,44 @@ from condseg.structures import MaskQueries
 CPU = torch.device("cpu")
 
 
-def memory_ratio(run: Callable[[Implementation], object]) -> float:
-    """Peak bytes of the fast form over those of the reference."""
-    return peak_bytes(lambda: run("fast"), CPU) / peak_bytes(lambda: run("reference"), CPU)
+def memory_ratio(run: Callable[..., object], fast: object, published: object) -> float:
+    """Peak bytes of the fast form over those of the published one."""
+    return peak_bytes(lambda: run(fast), CPU) / peak_bytes(lambda: run(published), CPU)
 
 
 def test_local_filter_memory() -> None:
     x = torch.randn(4, 64, 64, 64, requires_grad=True)
     filters = torch.randn(4, 64, 9, 64, 64, requires_grad=True)
 
-    def forward(implementation: Implementation) -> Tensor:
-        form = filter_locally if implementation == "fast" else filter_unfolded
+    def forward(form: Callable[..., Tensor]) -> Tensor:
         return form(x, filters, (3, 3))
 
+    def backward(form: Callable[..., Tensor]) -> object:
+        return grad(forward(form), (x, filters), cotangent)
+
+    cotangent, forms = torch.randn(x.shape), (filter_locally, filter_unfolded)
     with torch.no_grad():
-        assert memory_ratio(forward) < 0.15
-    cotangent = torch.randn(x.shape)
-    assert memory_ratio(lambda i: grad(forward(i), (x, filters), cotangent)) < 0.6
+        assert memory_ratio(forward, *forms) < 0.15
+    assert memory_ratio(backward, *forms) < 0.6
 
 
 def mask_queries(count: int, images: int = 1) -> MaskQueries:
     params = torch.randn(count, 169, requires_grad=True)
     image = torch.arange(count) * images // count
     points, size = torch.rand(count, 2) * 800, torch.full((count,), 128.0)
-    return MaskQueries(params, points, size, image, torch.full((count,), -1))
+    return MaskQueries(params, points, size, image)
 
 
 def test_mask_head_memory() -> None:
     features, queries = torch.randn(1, 8, 50, 76, requires_grad=True), mask_queries(100)
-    heads = {i: DynamicMaskHead(implementation=i) for i in ("fast", "reference")}
+    heads = DynamicMaskHead(), published_form(DynamicMaskHead())
     with torch.no_grad():
-        assert memory_ratio(lambda i: heads[i](features, queries)) < 0.25
+        assert memory_ratio(lambda head: head(features, queries), *heads) < 0.25
     queries = mask_queries(64)
     cotangent = torch.randn(64, 100, 152)
     inputs = (features, queries.params)
-    assert memory_ratio(lambda i: grad(heads[i](features, queries), inputs, cotangent)) < 0.3
+    step = lambda head: grad(head(features, queries), inputs, cotangent)  # noqa: E731
+    assert memory_ratio(step, *heads) < 0.3
 
 
 def test_mask_head_of_many_instances_is_bounded() -> None:
@@ -75,7 +79,7 @@ def test_mask_head_of_many_instances_is_bounded() -> None:
 
 
 def test_mask_head_operations() -> None:
-    """The relative coordinates and the bias of the first layer come with the matrix product."""
+    """Relative coordinates and bias of the first layer are part of the matrix product."""
     head, features, queries = DynamicMaskHead(), torch.randn(1, 8, 10, 20), mask_queries(40)
     with torch.no_grad():
         products = multiply_adds(lambda: head(features, queries))
@@ -102,11 +106,11 @@ def test_paste_memory_is_flat() -> None:
     ids=["2000", "12 megapixels"],
 )
 def test_whole_prediction_is_bounded(detections: int, size: tuple[int, int]) -> None:
-    """Most of it are the masks that come out: a byte a pixel, 1.8 and 1.1 GiB."""
-    shapes = subjects.Shapes(detections=detections, candidates=4 * detections)
+    """Most of it are the output masks, a byte per pixel: 1.8 and 1.1 GiB."""
+    shapes = Shapes(detections=detections, candidates=4 * detections)
     network = subjects.condinst(shapes, CPU)
     predictor = subjects.predictor(network, shapes, CPU)
     predictor.postprocess.nms_threshold = 1.0
-    image = subjects.picture(size)
+    image = inputs.image(size)
     assert len(predictor(image)) == detections
-    assert peak_bytes(lambda: predictor(image), CPU, warm=True) < 3 * 2**30
+    assert peak_bytes(lambda: predictor(image), CPU) < 3 * 2**30
