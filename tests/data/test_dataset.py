@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from support.coco import square
 from torch.utils.data import DataLoader
 
 from condseg.data.collate import collate
-from condseg.data.datamodule import DataModule
 from condseg.data.records import SharedList
 from condseg.data.transforms import resize_transform, train_transform
 from condseg.structures import Category
@@ -104,14 +102,6 @@ def test_boxes_move_with_their_objects(coco_set):
     assert compared > 30
 
 
-def test_boxes_of_tabletop_are_those_of_its_masks():
-    masks, boxes = (DataModule("tabletop", supervision=s).train_dataset for s in ("masks", "boxes"))
-    masks.transform = boxes.transform = None
-    for i in range(0, len(masks), 37):
-        a, b = boxes[i].targets.boxes.numpy(), masks[i].targets.boxes.numpy()
-        np.testing.assert_allclose(a, b, atol=1)
-
-
 def test_a_sample_is_a_function_of_seed_epoch_and_position(coco_set):
     coco = coco_set()
 
@@ -165,25 +155,6 @@ def test_images_in_subfolders(coco_set):
     (coco.images / "000.png").rename(coco.images / "a" / "000.png")
     coco.content["images"][0]["file_name"] = "a/000.png"
     assert coco.open()[0].image.shape == (3, 40, 60)
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
-def test_all_kinds_of_segmentation_are_equal(coco_set):
-    coco = coco_set(sizes=[(40, 60)], objects=0)
-    polygon = [square(5, 6, 12)]
-    packed = coco_mask.merge(coco_mask.frPyObjects(polygon, 40, 60))
-    mask = coco_mask.decode(packed)
-    flat = mask.ravel(order="F")
-    edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
-    for value in (
-        polygon,
-        {"size": [40, 60], "counts": packed["counts"].decode()},
-        {"size": [40, 60], "counts": np.diff(edges).tolist()},
-    ):
-        coco.add(100, value, [5, 6, 12, 12])
-    masks = coco.open()[0].targets.masks
-    assert len(masks) == 3
-    assert (masks.numpy() == mask[None].astype(bool)).all()
 
 
 def test_a_shared_list_is_sent_as_a_handle():

@@ -172,20 +172,6 @@ def test_no_detections_are_0_and_no_objects_are_minus_1(scene, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_ground_truth_as_detections_has_ap_1(scene):
-    file, _ = scene
-    truth = COCO(str(file))
-    label = {c.id: k for k, c in enumerate(CATEGORIES)}
-    detections = {}
-    for image in truth.imgs:
-        anns = [a for a in truth.imgToAnns[image] if not a["iscrowd"]]
-        masks = [truth.annToMask(a).astype(bool) for a in anns]
-        labels = [label[a["category_id"]] for a in anns]
-        detections[image] = detections_of(masks, labels, [0.9] * len(anns))
-    _, report = evaluated(file, detections)
-    assert report.metrics["mask/AP"] == report.metrics["box/AP"] == pytest.approx(1.0)
-
-
 def test_records():
     mask = rectangle(np.random.default_rng(3))
     (record,) = to_records(info(1), detections_of([mask], [1], [0.5]), CATEGORIES)
