@@ -18,7 +18,6 @@ from condseg.layers.hdfnet import (
     DynamicDilatedPyramid2d,
     hybrid_enhanced_loss,
 )
-from condseg.layers.implementation import Implementation, set_implementation
 from condseg.layers.odconv import ODConv1d, ODConv2d, ODConv3d
 from condseg.layers.parts import lower_temperature, set_temperature
 from condseg.layers.slot import ConvFactory, ConvSlot
@@ -47,13 +46,11 @@ __all__ = [
     "DynamicDilatedPyramid2d",
     "DynamicLocalFilter2d",
     "DynamicMultiScaleFilter2d",
-    "Implementation",
     "ODConv1d",
     "ODConv2d",
     "ODConv3d",
     "hybrid_enhanced_loss",
     "lower_temperature",
-    "set_implementation",
     "set_temperature",
     "to_dynamic",
     "to_static",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from condseg.layers.parts import positive
 from condseg.layers.per_sample import conv_per_sample
-from condseg.layers.winograd import Conv3x3
+from condseg.layers.plain import STATIC, geometry, is_static, place_like, timm_same_conv
 
 Sizes = int | tuple[int, ...]
 Slot = TypeVar("Slot", bound="ConvSlot")
-Module = TypeVar("Module", bound=nn.Module)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # In a trial (three small layers, four kinds of images, 300 steps, 3 seeds) SGD reached the same
 # loss with spreads of 0 to 0.1. AdamW reached a loss 3 % lower (ODConv) or 2.5 % higher (DyConv)
 # with 0.03, and 5 % higher (DyConv) with 0.1. The cosine between experts fell to 0.998 with 0.03;
 # with 0 it stays above 0.9997.
 SPREAD = 0.03
-STATIC: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @runtime_checkable
@@ -251,7 +249,7 @@ class ConvSlot(nn.Module):
         """Why no static convolution computes the layer at a fixed kernel; None if one does."""
         if self.padding != "tf_same" or all(s == 1 for s in self.stride):
             return None
-        if self.dims == 2 and self.padding_mode == "zeros" and _timm_conv() is not None:
+        if self.dims == 2 and self.padding_mode == "zeros" and timm_same_conv() is not None:
             return None
         return "padding='tf_same' with a stride needs timm's Conv2dSame, 2-D, with zeros"
 
@@ -283,7 +281,7 @@ class ConvSlot(nn.Module):
         if padding == "tf_same":
             padding = "same"
             if any(s != 1 for s in self.stride):
-                build, more, padding = _timm_conv(), {}, 0
+                build, more, padding = timm_same_conv(), {}, 0
         conv: nn.Module = build(
             self.in_channels,
             self.out_channels,
@@ -296,7 +294,7 @@ class ConvSlot(nn.Module):
             **more,
         )
         state = {"weight": kernel} if bias is None else {"weight": kernel, "bias": bias}
-        conv.load_state_dict(state)
+        conv.to(kernel.dtype).load_state_dict(state)
         return place_like(conv, self)
 
     def _static(self, conv: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -322,50 +320,3 @@ class ConvSlot(nn.Module):
         return text + (
             f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else ""
         )
-
-
-def is_static(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether the module is a plain convolution, which the layers can replace."""
-    return type(conv) in (*STATIC.values(), Conv3x3) or _is_tf_same(conv)
-
-
-def _timm_conv() -> Any:
-    """timm's convolution with TensorFlow's SAME padding; None without timm."""
-    try:
-        from timm.layers import Conv2dSame
-    except ImportError:
-        return None
-    return Conv2dSame
-
-
-def _is_tf_same(conv: nn.Module) -> bool:
-    return isinstance(conv, nn.Conv2d) and type(conv).__name__ in ("Conv2dSame", "Conv2dSameExport")
-
-
-def geometry(conv: nn.Module) -> dict[str, Any]:
-    """nn.Conv2d's arguments of a static convolution.
-
-    Raises:
-        ValueError: it is not a plain convolution (weights standardised, deformable, ...).
-    """
-    if not is_static(conv):
-        raise ValueError(f"conv={type(conv).__name__} must be a plain convolution")
-    return {
-        "in_channels": conv.in_channels,
-        "out_channels": conv.out_channels,
-        "kernel_size": conv.kernel_size,
-        "stride": conv.stride,
-        "padding": "tf_same" if _is_tf_same(conv) else conv.padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-        "bias": conv.bias is not None,
-        "padding_mode": conv.padding_mode,
-    }
-
-
-def place_like(layer: Module, conv: nn.Module) -> Module:
-    """Move the layer to the convolution's device, dtype and mode; freeze it if that is frozen."""
-    weight = next(conv.parameters())
-    if not weight.requires_grad:
-        layer.requires_grad_(False)
-    return layer.to(weight.device, weight.dtype).train(conv.training)

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg import native
-from condseg.layers.implementation import Implementation
 
 TILE, PAIRS = 4, 36
 MIN_CHANNELS, MIN_TILES, MIN_TILES_CONTIGUOUS = 32, 24, 512
@@ -82,8 +81,6 @@ class Conv3x3(nn.Conv2d):
         (B, C, H, W) -> (B, O, H, W); a list of maps -> the list of their results.
     """
 
-    implementation: Implementation = "fast"
-
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
@@ -93,11 +90,8 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]: ...
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         maps = [x] if isinstance(x, Tensor) else x
-        if self.implementation == "reference":
-            made = [super(Conv3x3, self).forward(each) for each in maps]
-        else:
-            made = conv3x3_maps(maps, self.weight, self.bias)
-        return made[0] if isinstance(x, Tensor) else made
+        results = conv3x3_maps(maps, self.weight, self.bias)
+        return results[0] if isinstance(x, Tensor) else results
 
 
 def use_conv3x3_(network: nn.Module) -> int:
@@ -126,14 +120,6 @@ def _conv3x3_of(conv: nn.Conv2d) -> Conv3x3:
         new = Conv3x3(conv.in_channels, conv.out_channels, conv.bias is not None)
     new.weight, new.bias = conv.weight, conv.bias
     return new.train(conv.training)
-
-
-def quicken_(network: nn.Module) -> int:
-    """Leftover, see use_conv3x3_."""
-    plain = [m for m in network.modules() if type(m) is nn.Conv2d and _is_3x3(m)]
-    for conv in plain:
-        conv.__class__ = Conv3x3
-    return len(plain)
 
 
 def _is_3x3(conv: nn.Conv2d) -> bool:

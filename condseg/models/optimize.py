@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from condseg.layers.slot import ConvSlot, is_static
+from condseg.layers.plain import is_static
+from condseg.layers.slot import ConvSlot
 from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
 from condseg.models.condinst import CondInst
 

@@ -1,4 +1,4 @@
-"""Any network's convolutions become dynamic, by the paper's rule or the user's."""
+"""Convolutions of any network become dynamic, by the paper's rule or the user's."""
 
 from __future__ import annotations
 
@@ -68,6 +68,12 @@ def test_paper_rule_and_static_start(name: str) -> None:
         to_dynamic(network, OD1)
 
 
+def test_dyconv_is_in_the_shortcuts() -> None:
+    conversion = to_dynamic(NETWORKS["torchvision_resnet18"](), DyConv2d)
+    assert len(conversion) == 19
+    assert conversion.kept == {"conv1": "stem"}
+
+
 @pytest.mark.parametrize(
     ("name", "blocks"),
     [
@@ -101,7 +107,7 @@ def test_plain_stack_keeps_its_first_convolution() -> None:
     assert to_dynamic(network, OD1).converted == ("2", "3")
 
 
-def test_shared_convolution_stays_shared_and_frozen_stays_frozen() -> None:
+def test_shared_and_frozen_convolutions() -> None:
     head = nn.Conv2d(4, 4, 3).requires_grad_(False)
     network = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3), "a": head, "b": head})
     assert to_dynamic(network, OD1).converted == ("a", "b")
@@ -109,7 +115,7 @@ def test_shared_convolution_stays_shared_and_frozen_stays_frozen() -> None:
     assert not any(p.requires_grad for p in network["a"].parameters())
 
 
-def test_what_computes_something_else_is_left_and_said() -> None:
+def test_subclasses_are_kept() -> None:
     class Standardised(nn.Conv2d):
         pass
 
@@ -122,7 +128,7 @@ def test_what_computes_something_else_is_left_and_said() -> None:
             to_dynamic(wrong, OD1)
 
 
-def test_any_factory_fits() -> None:
+def test_any_factory() -> None:
     factories: list[ConvFactory] = [nn.Conv2d, ODConv2d, OD1]
     for factory in factories:
         network, x = NETWORKS["torchvision_resnet18"]().eval(), torch.randn(1, 3, 32, 32)
@@ -151,8 +157,8 @@ def test_converted_network_trains_at_batch_one() -> None:
     features(torch.randn(1, 3, 32, 32)).sum().backward()
 
 
-# Millions of parameters: od_ as published; dy_ (4 experts) and cond_ (8) as the ODConv paper
-# counts them in its comparison, but for CondConv's routings: one a block there, one a layer here.
+# Millions of parameters: od_ as published; dy_ (4 experts) and cond_ (8) as in the ODConv paper,
+# except CondConv's routings, one per block there and one per layer here.
 MILLIONS = {
     "od_resnet18": 11.94,
     "dy_resnet18": 45.47,
@@ -166,7 +172,7 @@ MILLIONS = {
 
 
 @pytest.mark.parametrize("name", MILLIONS)
-def test_named_networks_are_as_large_as_the_papers(name: str) -> None:
+def test_size_of_named_networks(name: str) -> None:
     with torch.device("meta"):
         network = getattr(networks, name)()
     millions = sum(p.numel() for p in network.parameters()) / 1e6
@@ -184,12 +190,6 @@ def test_named_networks() -> None:
         networks.dynamic_network("od_vgg")
     with pytest.raises(AttributeError, match="od_vgg"):
         networks.od_vgg  # noqa: B018
-
-
-def test_dyconv_is_in_the_shortcuts_too() -> None:
-    conversion = to_dynamic(NETWORKS["torchvision_resnet18"](), DyConv2d)
-    assert len(conversion) == 19
-    assert conversion.kept == {"conv1": "stem"}
 
 
 def test_one_and_three_dimensions() -> None:

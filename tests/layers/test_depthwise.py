@@ -1,4 +1,4 @@
-"""Depthwise gradients written as convolutions, against the ones that PyTorch computes."""
+"""Depthwise gradients as convolutions, against those of PyTorch."""
 
 from __future__ import annotations
 

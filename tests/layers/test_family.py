@@ -1,4 +1,4 @@
-"""Every layer of the family goes through the same checks; a new one costs one line in LAYERS."""
+"""The checks that every layer of the family passes; a new layer is one line in LAYERS."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from studies.published import published_form
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -18,13 +21,17 @@ import condseg.layers
 from condseg.layers import (
     CondConv2d,
     ConvSlot,
+    DeformConv2d,
     DyConv2d,
     DynamicConv2d,
     DyNetConv2d,
     ODConv2d,
     set_temperature,
 )
+from condseg.layers.slot import PADDING_MODES
 
+few = settings(max_examples=15, deadline=None, derandomize=True)
+pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
 LAYERS: dict[str, tuple[type[ConvSlot], dict[str, Any]]] = {
     "odconv1": (ODConv2d, {"num_experts": 1}),
     "odconv4": (ODConv2d, {"num_experts": 4}),
@@ -34,6 +41,7 @@ LAYERS: dict[str, tuple[type[ConvSlot], dict[str, Any]]] = {
     "condconv3": (CondConv2d, {"num_experts": 3}),
     "dynet": (DyNetConv2d, {"dropout": 0.0}),
     "dfn": (DynamicConv2d, {}),
+    "deform": (DeformConv2d, {}),
 }
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -48,7 +56,10 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "same": {"kernel_size": (4, 2), "padding": "same", "padding_mode": "replicate"},
     "valid": {"kernel_size": 2, "padding": "valid"},
 }
+SOME = ["3x3", "1x1_grouped_strided_padded", "depthwise", "same"]
 layers = pytest.mark.parametrize("layer", LAYERS)
+with_kernels = pytest.mark.parametrize("layer", [name for name in LAYERS if name != "deform"])
+some_geometries = pytest.mark.parametrize("geometry", SOME)
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES)
 
 
@@ -58,11 +69,15 @@ def place(geometry: str) -> dict[str, Any]:
 
 def build(layer: str, geometry: str = "3x3") -> ConvSlot:
     torch.manual_seed(0)
-    cls, knobs = LAYERS[layer]
-    return cls(**place(geometry), **knobs)
+    cls, options = LAYERS[layer]
+    built = cls(**place(geometry), **options)
+    if isinstance(built, DeformConv2d):  # zero offsets are at a kink of the interpolation
+        for parameter in built.offset.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return built
 
 
-def picture(batch: int = 3, size: tuple[int, int] = (7, 8)) -> Tensor:
+def images(batch: int = 3, size: tuple[int, int] = (7, 8)) -> Tensor:
     return torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(1))
 
 
@@ -71,20 +86,87 @@ def picture(batch: int = 3, size: tuple[int, int] = (7, 8)) -> Tensor:
 def test_shape_and_static_start(layer: str, geometry: str) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(**place(geometry))
-    cls, knobs = LAYERS[layer]
-    x = picture() * 3
+    cls, options = LAYERS[layer]
+    x = images() * 3
     expected = conv(x)
     assert build(layer, geometry)(x).shape == expected.shape
-    dynamic = cls.from_static(conv, **knobs)
+    dynamic = cls.from_static(conv, **options)
     for mode in (True, False):
         torch.testing.assert_close(dynamic.train(mode)(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@with_kernels
+@few
+@given(
+    batch=st.integers(1, 3),
+    per_group=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    kernel_size=pair,
+    place=st.fixed_dictionaries(
+        {
+            "stride": pair,
+            "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+            "dilation": pair,
+            "groups": st.integers(1, 3),
+            "bias": st.booleans(),
+            "padding_mode": st.sampled_from(PADDING_MODES),
+        }
+    ),
+    size=st.sampled_from([(8, 7), (40, 30)]),
+)
+def test_fast_and_published_and_static_forms(
+    layer: str,
+    batch: int,
+    per_group: tuple[int, int],
+    kernel_size: tuple[int, int],
+    place: dict[str, Any],
+    size: tuple[int, int],
+) -> None:
+    """Equal outputs and gradients; each sample's kernel in a static convolution, equal outputs."""
+    torch.manual_seed(0)
+    channels = [place["groups"] * n for n in per_group]
+    cls, options = LAYERS[layer]
+    fast = cls(*channels, kernel_size, **place, **options).double().eval()
+    x = torch.randn(batch, channels[0], *size, dtype=torch.float64, requires_grad=True)
+    results = []
+    for form in (fast, published_form(fast)):
+        y = form(x)
+        cotangent = torch.sin(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
+        results.append((y, *torch.autograd.grad(y, [x, *form.parameters()], cotangent)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    kernels, biases = fast.kernel_and_bias(x)
+    assert (biases is None) == (not place["bias"])
+    for i in range(batch):
+        static = fast.to_static(kernels[i], None if biases is None else biases[i])
+        torch.testing.assert_close(static(x[i : i + 1])[0], results[0][0][i])
+
+
+@pytest.mark.parametrize("layer", ["odconv1", "odconv4", "dyconv", "condconv", "dynet"])
+def test_kernel_is_the_attended_mixture(layer: str) -> None:
+    dynamic, x = build(layer, "3x3").eval(), images()
+    kernels, biases = dynamic.kernel_and_bias(x)
+    attentions, experts = dynamic.attentions(x), dynamic.get_parameter("weight")
+    mixture = attentions.get("kernel", torch.ones(len(x), 1))
+    if isinstance(dynamic, DyNetConv2d):
+        expected = torch.einsum("beo,eoikl->boikl", dynamic.coefficients(x), experts)
+    else:
+        expected = torch.einsum("be,eoikl->boikl", mixture, experts)
+    if isinstance(dynamic, ODConv2d):
+        spatial = attentions["spatial"].unflatten(1, (3, 3))
+        factors = attentions["filter"], attentions["channel"], spatial
+        expected = torch.einsum("boikl,bo,bi,bkl->boikl", expected, *factors)
+    torch.testing.assert_close(kernels, expected)
+    own = dynamic.bias
+    if own.dim() == 2:
+        own = mixture @ own
+    torch.testing.assert_close(biases, own.expand(len(x), -1))
+
+
 @layers
 def test_static_start_whatever_the_temperature(layer: str) -> None:
-    cls, knobs = LAYERS[layer]
+    cls, options = LAYERS[layer]
     conv = nn.Conv2d(**place("3x3"))
-    dynamic, x = cls.from_static(conv, **knobs), picture()
+    dynamic, x = cls.from_static(conv, **options), images()
     set_temperature(dynamic, 7)
     torch.testing.assert_close(dynamic(x), conv(x), rtol=1e-5, atol=1e-5)
 
@@ -104,9 +186,9 @@ with_experts = pytest.mark.parametrize("layer", HEADS)
 @pytest.mark.parametrize("spread", [0.0, 0.03, 1.0])
 def test_experts_lie_around_the_static_kernel(layer: str, spread: float) -> None:
     torch.manual_seed(0)
-    cls, knobs = LAYERS[layer]
-    conv, x = nn.Conv2d(**place("3x3")), picture() * 3
-    dynamic = cls.from_static(conv, spread=spread, **knobs)
+    cls, options = LAYERS[layer]
+    conv, x = nn.Conv2d(**place("3x3")), images() * 3
+    dynamic = cls.from_static(conv, spread=spread, **options)
     torch.testing.assert_close(dynamic(x), conv(x), rtol=1e-5, atol=1e-5)
     experts = dynamic.get_parameter("weight").detach()
     scale = (experts.mean(0) / conv.weight).mean()
@@ -121,15 +203,15 @@ def test_experts_lie_around_the_static_kernel(layer: str, spread: float) -> None
 def test_experts_part_after_the_static_start(layer: str) -> None:
     """Attention learns from the first step, and from the second no two experts learn the same."""
     torch.manual_seed(0)
-    cls, knobs = LAYERS[layer]
-    dynamic = cls.from_static(nn.Conv2d(**place("3x3")), **knobs)
+    cls, options = LAYERS[layer]
+    dynamic = cls.from_static(nn.Conv2d(**place("3x3")), **options)
     dynamic = dynamic.eval()  # a batch norm of three samples is mostly noise
     set_temperature(dynamic, 1)
     optimizer = torch.optim.SGD(dynamic.parameters(), 1.0)
     experts, head = dynamic.get_parameter("weight"), dynamic.get_submodule(HEADS[layer])
     for _ in range(2):
         optimizer.zero_grad()
-        dynamic(picture()).square().mean().backward()
+        dynamic(images()).square().mean().backward()
         assert head.weight.grad.norm() > 1e-6
         optimizer.step()
     grads, num = experts.grad.flatten(1), len(experts)
@@ -140,9 +222,9 @@ def test_experts_part_after_the_static_start(layer: str) -> None:
 
 @pytest.mark.parametrize("layer", ["odconv4", "dyconv", "dynet"])
 def test_between_equal_experts_attention_does_not_learn(layer: str) -> None:
-    cls, knobs = LAYERS[layer]
-    dynamic = cls.from_static(nn.Conv2d(**place("3x3")), spread=0.0, **knobs)
-    dynamic(picture()).square().mean().backward()
+    cls, options = LAYERS[layer]
+    dynamic = cls.from_static(nn.Conv2d(**place("3x3")), spread=0.0, **options)
+    dynamic(images()).square().mean().backward()
     assert dynamic.get_submodule(HEADS[layer]).weight.grad.norm() < 1e-7
     with pytest.raises(ValueError, match=r"spread=-1\.0"):
         dynamic.copy_static_(nn.Conv2d(**place("3x3")), -1.0)
@@ -150,9 +232,9 @@ def test_between_equal_experts_attention_does_not_learn(layer: str) -> None:
 
 @layers
 def test_static_start_keeps_device_dtype_mode_and_freezing(layer: str) -> None:
-    cls, knobs = LAYERS[layer]
+    cls, options = LAYERS[layer]
     conv = nn.Conv2d(**place("3x3")).double().eval().requires_grad_(False)
-    dynamic = cls.from_static(conv, **knobs)
+    dynamic = cls.from_static(conv, **options)
     assert not dynamic.training
     assert all(p.dtype == torch.float64 and not p.requires_grad for p in dynamic.parameters())
 
@@ -160,7 +242,7 @@ def test_static_start_keeps_device_dtype_mode_and_freezing(layer: str) -> None:
 @layers
 @geometries
 def test_one_sample_alone_is_the_same_in_a_batch(layer: str, geometry: str) -> None:
-    dynamic, x = build(layer, geometry).eval(), picture()
+    dynamic, x = build(layer, geometry).eval(), images()
     together = dynamic(x)
     for i in range(len(x)):
         torch.testing.assert_close(dynamic(x[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-5)
@@ -171,7 +253,7 @@ def test_one_sample_alone_is_the_same_in_a_batch(layer: str, geometry: str) -> N
 @pytest.mark.parametrize("training", [False, True])
 def test_gradcheck(layer: str, geometry: str, training: bool) -> None:
     dynamic = build(layer, geometry).double().train(training)
-    x = picture(2, (5, 4)).double().requires_grad_()
+    x = images(2, (5, 4)).double().requires_grad_()
     names, values = zip(*dynamic.named_parameters(), strict=True)
 
     def function(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -182,9 +264,9 @@ def test_gradcheck(layer: str, geometry: str, training: bool) -> None:
 
 
 @layers
-@geometries
+@some_geometries
 def test_channels_last(layer: str, geometry: str) -> None:
-    dynamic, x = build(layer, geometry).eval(), picture().requires_grad_()
+    dynamic, x = build(layer, geometry).eval(), images().requires_grad_()
     expected = dynamic(x)
     (gradient,) = torch.autograd.grad(expected.square().sum(), x)
     dynamic.to(memory_format=torch.channels_last)
@@ -195,35 +277,25 @@ def test_channels_last(layer: str, geometry: str) -> None:
 
 
 @layers
-@geometries
-def test_bf16_autocast(layer: str, geometry: str) -> None:
-    dynamic, x = build(layer, geometry).eval(), picture().requires_grad_()
+@some_geometries
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_autocast(layer: str, geometry: str, dtype: torch.dtype, bound: float) -> None:
+    dynamic, x = build(layer, geometry).eval(), images().requires_grad_()
     expected = dynamic(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         y = dynamic(x)
-        again = dynamic(y.detach()[:, :4].contiguous()) if y.shape[1] >= 4 else y
-    assert y.dtype == again.dtype == torch.bfloat16
-    assert (y - expected).norm() < 0.02 * expected.norm()
-    y.float().sum().backward()
-
-
-@layers
-def test_half_autocast(layer: str) -> None:
-    dynamic, x = build(layer).eval(), picture().requires_grad_()
-    with torch.autocast("cpu", torch.float16):
-        y = dynamic(x)
-    assert y.dtype == torch.float16
-    expected = dynamic(x)
-    assert (y - expected).norm() < 0.005 * expected.norm()
+        again = dynamic(y.detach()[:, :4].contiguous())
+    assert y.dtype == again.dtype == dtype
+    assert (y - expected).norm() < bound * expected.norm()
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == p.dtype for p in dynamic.parameters())
 
 
-@layers
+@with_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_attention_stays_fp32_under_autocast(layer: str, dtype: torch.dtype) -> None:
     """The coefficients of a low-precision run are those of the fp32 run on the rounded map."""
-    dynamic, x = build(layer).eval(), picture().to(dtype)
+    dynamic, x = build(layer).eval(), images().to(dtype)
     seen: list[Tensor] = []
     heads = [m for m in dynamic.modules() if isinstance(m, nn.Linear) or hasattr(m, "kernel_shape")]
     heads += [m for m in dynamic.modules() if type(m).__name__ == "Linear1x1"]
@@ -239,13 +311,12 @@ def test_attention_stays_fp32_under_autocast(layer: str, dtype: torch.dtype) -> 
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-# nn.Conv2d itself refuses to pad an empty batch by reflection or by going round.
 @layers
-@pytest.mark.parametrize("geometry", [g for g in GEOMETRIES if g not in ("reflect", "circular")])
+@some_geometries
 @pytest.mark.parametrize("training", [False, True])
 def test_empty_batch(layer: str, geometry: str, training: bool) -> None:
     dynamic = build(layer, geometry).train(training)
-    x = picture(0).requires_grad_()
+    x = images(0).requires_grad_()
     y = dynamic(x)
     assert y.shape == nn.Conv2d(**place(geometry))(x).shape
     y.sum().backward()
@@ -261,7 +332,7 @@ def test_runs_without_memory(layer: str) -> None:
 
 @layers
 def test_state_dict_round_trip(layer: str) -> None:
-    dynamic, x = build(layer).eval(), picture()
+    dynamic, x = build(layer).eval(), images()
     set_temperature(dynamic, 13)
     buffer = io.BytesIO()
     torch.save(dynamic.state_dict(), buffer)
@@ -277,11 +348,11 @@ def test_state_dict_round_trip(layer: str) -> None:
 @layers
 def test_attention_parameters(layer: str) -> None:
     """Exactly those whose change alters the attentions; experts and bias are the others."""
-    dynamic, x = build(layer).eval(), picture()
+    dynamic, x = build(layer).eval(), images()
     set_temperature(dynamic, 1)
     before = dynamic.attentions(x)
     assert all(values.shape[0] == len(x) and values.dim() == 2 for values in before.values())
-    assert bool(before) == (layer != "dfn")
+    assert bool(before) == (layer not in ("dfn", "deform"))
     found = {id(parameter) for parameter in dynamic.attention_parameters()}
     for parameter in dynamic.parameters():
         kept = parameter.detach().clone()
@@ -295,7 +366,7 @@ def test_attention_parameters(layer: str) -> None:
 @layers
 @pytest.mark.parametrize("geometry", ["3x3", "1x1", "depthwise_multiplied"])
 def test_fold_norm(layer: str, geometry: str) -> None:
-    dynamic, x = build(layer, geometry).eval(), picture()
+    dynamic, x = build(layer, geometry).eval(), images()
     norm = nn.BatchNorm2d(dynamic.out_channels).eval()
     for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
         tensor.uniform_(0.5, 2)
@@ -309,7 +380,7 @@ def test_fold_norm(layer: str, geometry: str) -> None:
 def test_batch_of_one_value_trains(layer: str) -> None:
     dynamic = build(layer, "1x1").train()
     before = {k: v.clone() for k, v in dynamic.state_dict().items() if "running" in k}
-    y = dynamic(picture(1, (1, 1)))
+    y = dynamic(images(1, (1, 1)))
     y.sum().backward()
     assert y.isfinite().all()
     for key, value in before.items():
@@ -334,14 +405,14 @@ def test_trains_in_ddp(layer: str) -> None:
     wrapped = DistributedDataParallel(dynamic)
     for batch in (3, 1, 2):
         for network in (wrapped, twin):
-            network(picture(batch)).square().sum().backward()
+            network(images(batch)).square().sum().backward()
     for ours, alone in zip(dynamic.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, alone.grad)
 
 
 @layers
 def test_moving_average(layer: str) -> None:
-    dynamic, x = build(layer).eval(), picture()
+    dynamic, x = build(layer).eval(), images()
     average = AveragedModel(dynamic, multi_avg_fn=get_ema_multi_avg_fn(0.75))
     average.update_parameters(dynamic)
     torch.testing.assert_close(average(x), dynamic(x))
@@ -367,7 +438,7 @@ def _unchecked() -> Iterator[None]:
 @pytest.mark.usefixtures("_unchecked")
 def test_compiles_in_one_graph(layer: str) -> None:
     for geometry in ("3x3", "1x1"):
-        dynamic, x = build(layer, geometry), picture()
+        dynamic, x = build(layer, geometry), images()
         compiled = torch.compile(dynamic, backend="aot_eager", fullgraph=True)
         expected = dynamic.eval()(x)
         torch.testing.assert_close(compiled(x), expected, rtol=1e-5, atol=1e-5)
@@ -378,14 +449,14 @@ def test_compiles_in_one_graph(layer: str) -> None:
 @layers
 @pytest.mark.usefixtures("_unchecked")
 def test_compiles_to_machine_code(layer: str) -> None:
-    dynamic, x = build(layer), picture()
+    dynamic, x = build(layer), images()
     torch.compile(dynamic)(x).sum().backward()
 
 
 @layers
 @pytest.mark.usefixtures("_unchecked")
 def test_exports(layer: str) -> None:
-    dynamic, x = build(layer).eval(), picture()
+    dynamic, x = build(layer).eval(), images()
     program = torch.export.export(dynamic, (x,))
     torch.testing.assert_close(program.module()(x), dynamic(x), rtol=1e-5, atol=1e-5)
 
@@ -417,9 +488,9 @@ def test_other_dimensions_compile_and_export(name: str) -> None:
     ],
 )
 def test_says_what_is_wrong(layer: str, wrong: dict[str, Any], message: str) -> None:
-    cls, knobs = LAYERS[layer]
+    cls, options = LAYERS[layer]
     with pytest.raises(ValueError, match=message):
-        cls(**(place("3x3") | wrong), **knobs)
+        cls(**(place("3x3") | wrong), **options)
 
 
 @layers

@@ -1,11 +1,9 @@
-"""The rearrangements against loops, over random shapes and options."""
+"""Convolution per sample and local filtering against loops, for random shapes and options."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import oracle
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -13,26 +11,47 @@ from hypothesis import strategies as st
 
 from condseg.layers import (
     CondConv1d,
-    CondConv2d,
     CondConv3d,
-    ConvSlot,
     DyConv1d,
-    DyConv2d,
     DyConv3d,
     DynamicConv1d,
-    DynamicConv2d,
     DynamicConv3d,
     DynamicLocalFilter2d,
     DyNetConv1d,
-    DyNetConv2d,
     DyNetConv3d,
     ODConv1d,
-    ODConv2d,
     ODConv3d,
 )
 from condseg.layers.dfn import dynamic_local_filter
 from condseg.layers.local_filter import filter_locally
 from condseg.layers.per_sample import conv_experts, conv_per_sample, mix
+
+
+def slow_conv_per_sample(x: Tensor, weight: Tensor, bias: Tensor | None, **where: Any) -> Tensor:
+    rows = [
+        F.conv2d(x[i : i + 1], weight[i], None if bias is None else bias[i], **where)
+        for i in range(len(x))
+    ]
+    return torch.cat(rows)
+
+
+def slow_filter_locally(
+    x: Tensor, filters: Tensor, kernel_size: tuple[int, int], dilation: int
+) -> Tensor:
+    """filters (B, C, T, H, W), pixel by pixel."""
+    (kh, kw), y = kernel_size, torch.zeros_like(x)
+    batch, channels, height, width = x.shape
+    for b in range(batch):
+        for c in range(channels):
+            for i in range(height):
+                for j in range(width):
+                    for t in range(kh * kw):
+                        p = i + dilation * (t // kw - kh // 2)
+                        q = j + dilation * (t % kw - kw // 2)
+                        if 0 <= p < height and 0 <= q < width:
+                            y[b, c, i, j] += filters[b, c, t, i, j] * x[b, c, p, q]
+    return y
+
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -57,7 +76,7 @@ def test_conv_per_sample(
     weight = torch.randn(batch, per_out * g, per_in, *k).double()
     bias = torch.randn(batch, per_out * g).double() if biased else None
     torch.testing.assert_close(
-        conv_per_sample(x, weight, bias, **place), oracle.conv_per_sample(x, weight, bias, **place)
+        conv_per_sample(x, weight, bias, **place), slow_conv_per_sample(x, weight, bias, **place)
     )
 
 
@@ -90,7 +109,7 @@ def test_filter_locally(
     torch.manual_seed(0)
     x = torch.randn(2, channels, *size).double()
     filters = torch.randn(2, 1 if shared else channels, k[0] * k[1], *size).double()
-    expected = oracle.filter_locally(x, filters.expand(-1, channels, -1, -1, -1), k, dilation)
+    expected = slow_filter_locally(x, filters.expand(-1, channels, -1, -1, -1), k, dilation)
     torch.testing.assert_close(filter_locally(x, filters, k, dilation), expected)
     mode = "shared" if shared else "perchannel"
     y = dynamic_local_filter(x, filters.flatten(1, 2), k, mode, dilation)
@@ -98,84 +117,6 @@ def test_filter_locally(
     if not shared:
         joint = dynamic_local_filter(x, filters.flatten(1, 2), k, "joint", dilation)
         torch.testing.assert_close(joint, expected.sum(1, keepdim=True))
-
-
-@few
-@given(
-    st.integers(1, 3),
-    st.integers(1, 2),
-    st.integers(1, 2),
-    pair,
-    places,
-    st.integers(1, 3),
-    st.booleans(),
-    st.sampled_from([(8, 7), (40, 30)]),
-)
-def test_odconv_is_four_factors_of_the_kernel(
-    batch: int,
-    per_in: int,
-    per_out: int,
-    k: tuple[int, int],
-    place: dict[str, Any],
-    experts: int,
-    bias: bool,
-    size: tuple[int, int],
-) -> None:
-    torch.manual_seed(0)
-    g = place["groups"]
-    layer = ODConv2d(per_in * g, per_out * g, k, **place, bias=bias, num_experts=experts)
-    layer = layer.double().eval()
-    x = torch.randn(batch, per_in * g, *size).double()
-    torch.testing.assert_close(layer(x), oracle.odconv(layer, x))
-
-
-MIXTURES: dict[str, type[ConvSlot]] = {
-    "condconv": CondConv2d,
-    "dyconv": DyConv2d,
-    "dynet": DyNetConv2d,
-    "dfn": DynamicConv2d,
-}
-
-
-@pytest.mark.parametrize("kind", MIXTURES)
-@few
-@given(
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.integers(1, 2),
-    pair,
-    places,
-    st.integers(1, 5),
-    st.booleans(),
-    st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
-)
-def test_mixtures_expert_by_expert(
-    kind: str,
-    batch: int,
-    per_in: int,
-    per_out: int,
-    k: tuple[int, int],
-    place: dict[str, Any],
-    experts: int,
-    bias: bool,
-    padding_mode: str,
-) -> None:
-    torch.manual_seed(0)
-    g = place["groups"]
-    knobs = {} if kind == "dfn" else {"num_experts": experts}
-    where = (per_in * g, per_out * g, k)
-    conv = torch.nn.Conv2d(*where, **place, bias=bias, padding_mode=padding_mode).double()
-    layer = MIXTURES[kind](*where, **place, bias=bias, padding_mode=padding_mode, **knobs)
-    layer = layer.double().eval()
-    x = torch.randn(batch, per_in * g, 8, 7).double()
-    expected = oracle.mixture(layer, x, conv)
-    torch.testing.assert_close(layer(x), expected)
-    if kind == "dynet":
-        layer.mixing = "features"
-        torch.testing.assert_close(layer(x), expected)
-    kernel, biases = layer.kernel_and_bias(x)
-    assert kernel.shape == (batch, *conv.weight.shape)
-    assert (biases is None) == (not bias)
 
 
 def test_one_and_three_dimensions() -> None:

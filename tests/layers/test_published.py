@@ -1,4 +1,4 @@
-"""The fast forms compute what the published ones do, in outputs and gradients."""
+"""Fast and published forms have equal outputs and gradients; see also ``test_family.py``."""
 
 from __future__ import annotations
 
@@ -10,29 +10,17 @@ from studies.published import PUBLISHED, published_form
 from torch import Tensor, nn
 
 from condseg.layers import (
-    CondConv2d,
-    DyConv2d,
     DynamicContextFilter2d,
-    DynamicConv2d,
     DynamicDilatedFilter2d,
     DynamicLocalFilter2d,
-    DyNetConv2d,
     ODConv1d,
     ODConv2d,
 )
 from condseg.layers.winograd import Conv3x3
 
 LAYERS = {
-    "odconv": partial(ODConv2d, 4, 6, 3, padding=1, stride=2),
-    "odconv_one_expert": partial(ODConv2d, 4, 6, 1, num_experts=1),
-    "odconv_grouped": partial(ODConv2d, 4, 6, (3, 1), groups=2, bias=False),
-    "odconv_depthwise": partial(ODConv2d, 4, 4, 5, groups=4, padding=2),
     "odconv_1d": partial(ODConv1d, 4, 6, 3),
-    "condconv": partial(CondConv2d, 4, 6, 3, padding="same"),
-    "dyconv": partial(DyConv2d, 4, 6, 3, groups=2),
-    "dynet": partial(DyNetConv2d, 4, 6, 3, dropout=0.0, mixing="kernels"),
-    "dfn": partial(DynamicConv2d, 4, 6, 3),
-    "dfn_local": partial(DynamicLocalFilter2d, 4, 4, kernel_size=3, mode="perchannel"),
+    "dfn_perchannel": partial(DynamicLocalFilter2d, 4, 4, kernel_size=3, mode="perchannel"),
     "dfn_shared": partial(DynamicLocalFilter2d, 4, 4, 6, kernel_size=5, dilation=2),
     "dfn_joint": partial(DynamicLocalFilter2d, 4, 4, 1, kernel_size=3, mode="joint"),
     "dmnet": partial(DynamicContextFilter2d, 4, 4, 3),

@@ -1,4 +1,4 @@
-"""Dynamic layers become plain convolutions where nothing, or little, is lost."""
+"""Dynamic layers are replaced by static convolutions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def network(layer: str = "dyconv") -> nn.Sequential:
     return convs
 
 
-def pictures(number: int = 3) -> Tensor:
+def images(number: int = 3) -> Tensor:
     return torch.randn(number, 3, 16, 18, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
@@ -66,7 +66,7 @@ NETWORKS: dict[str, Any] = {
     ("layer", "name"),
     [("odconv4", "mobilenet_v2"), ("condconv", "resnet10t"), ("odconv1", "timm_lite0")],
 )
-def test_there_and_back(layer: str, name: str) -> None:
+def test_round_trip(layer: str, name: str) -> None:
     torch.manual_seed(0)
     build = NETWORKS[name]
     net = build().eval()
@@ -92,16 +92,6 @@ def test_there_and_back(layer: str, name: str) -> None:
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-@layers
-def test_there_and_back_by_each_layer(layer: str) -> None:
-    net, x = network(layer), pictures()
-    to_static(net, [x])  # now a network of plain convolutions
-    expected = net(x)
-    to_dynamic(net, LAYERS[layer], ["0", "3", "5"])
-    assert to_static(net).converted == ("0", "3", "5")
-    torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
-
-
 HEADS = {
     "odconv1": "attention",
     "odconv4": "attention",
@@ -114,8 +104,8 @@ HEADS = {
 
 
 @layers
-def test_constant_attention_becomes_static_and_the_others_are_left_and_said(layer: str) -> None:
-    net, x = network(layer), pictures()
+def test_constant_attention_becomes_static(layer: str) -> None:
+    net, x = network(layer), images()
     report = to_static(net)
     assert report.converted == ()
     assert report.kept == dict.fromkeys(
@@ -134,8 +124,8 @@ def test_constant_attention_becomes_static_and_the_others_are_left_and_said(laye
 
 
 @layers
-def test_fixed_at_one_picture_it_computes_the_same_for_it(layer: str) -> None:
-    net, (one, other) = network(layer), pictures(2).split(1)
+def test_fixed_at_one_image(layer: str) -> None:
+    net, (one, other) = network(layer), images(2).split(1)
     dynamic = copy.deepcopy(net)
     report = to_static(net, [one])
     assert report.converted == ("0", "3", "5")
@@ -147,7 +137,7 @@ def test_fixed_at_one_picture_it_computes_the_same_for_it(layer: str) -> None:
 
 @layers
 def test_fixed_at_the_mean_over_batches(layer: str) -> None:
-    net, x = network(layer), pictures(5)
+    net, x = network(layer), images(5)
     dynamic, first = copy.deepcopy(net), net[0]
     report = to_static(net, (part for part in (x[:2], x[:0], x[2:])))
     kernels = torch.stack([first.kernel_and_bias(x[i : i + 1])[0][0] for i in range(5)])
@@ -156,7 +146,7 @@ def test_fixed_at_the_mean_over_batches(layer: str) -> None:
     biases = first.kernel_and_bias(x)[1]
     changes = [(v - v.mean(0)).square().sum() / v.square().sum() for v in (kernels, biases)]
     assert report.change["0"] == pytest.approx(max(changes).item(), rel=1e-3)
-    # The layers behind were given what the dynamic ones in front of them make.
+    # Later layers read what the dynamic ones before them computed.
     kernels = [dynamic[3].kernel_and_bias(dynamic[:3](x[i : i + 1]))[0][0] for i in range(5)]
     torch.testing.assert_close(net[3].weight, sum(kernels) / 5, rtol=1e-5, atol=1e-6)
 
@@ -170,22 +160,11 @@ def test_a_bias_alone_may_depend_on_the_input() -> None:
     assert to_static(net).change == {"0": 0.0}
 
 
-def test_mean_kernel_of_a_mixture_is_the_kernel_of_the_mean_attention() -> None:
-    net, x = network("dyconv"), pictures(4)
-    layer = net[0]
-    attention = layer.attention(x, layer.temperature).mean(0)
-    kernel = torch.einsum("e,eoihw->oihw", attention, layer.weight)
-    to_static(net, [x])
-    torch.testing.assert_close(net[0].weight, kernel)
-    given = layer.to_static(kernel, attention @ layer.bias)
-    torch.testing.assert_close(given(x), net[0](x), rtol=1e-5, atol=1e-5)
-
-
-def test_what_changes_much_is_left() -> None:
+def test_max_change() -> None:
     net = network("condconv")
-    changes = to_static(copy.deepcopy(net), [pictures()]).change
+    changes = to_static(copy.deepcopy(net), [images()]).change
     limit = sorted(changes.values())[1]
-    report = to_static(net, [pictures()], max_change=limit)
+    report = to_static(net, [images()], max_change=limit)
     assert report.change == changes
     assert set(report.converted) == {name for name, c in changes.items() if c <= limit}
     assert list(report.kept.values()) == [f"its kernel varies by more than {limit}"]
@@ -193,13 +172,13 @@ def test_what_changes_much_is_left() -> None:
 
 def test_some_of_the_layers_by_name_and_by_predicate() -> None:
     net = network()
-    report = to_static(net, [pictures()], "3")
+    report = to_static(net, [images()], "3")
     assert report.converted == ("3",)
     assert report.kept == {"0": "not selected", "5": "not selected"}
-    report = to_static(net, [pictures()], lambda name, layer: layer.depthwise)
+    report = to_static(net, [images()], lambda name, layer: layer.depthwise)
     assert report.converted == ("5",)
     with pytest.raises(ValueError, match=r"where='7' must be 'all' or a module"):
-        to_static(net, [pictures()], "7")
+        to_static(net, [images()], "7")
     for wrong in (nn.Sequential(nn.Conv2d(3, 3, 1)), ODConv2d(3, 3, 1)):
         with pytest.raises(ValueError, match="must hold dynamic layers"):
             to_static(wrong)
@@ -220,7 +199,7 @@ class _Guided(nn.Module):
         return y
 
 
-def test_what_cannot_be_fixed_is_said_and_modes_and_sharing_stay() -> None:
+def test_guided_unreached_and_shared_layers() -> None:
     torch.manual_seed(0)
     net, x = _Guided(), torch.randn(2, 3, 5, 5)
     assert to_static(net).kept["guided"] == "its kernel comes from a second input"
@@ -251,10 +230,10 @@ def test_dtype_one_and_three_dimensions() -> None:
         torch.testing.assert_close(net(x), expected)
 
 
-def test_padding_that_no_plain_convolution_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(DyConv2d(3, 3, 3, stride=2, padding="tf_same"))
-    monkeypatch.setattr("condseg.layers.slot._timm_conv", lambda: None)
-    report = to_static(net, [pictures()])
+    monkeypatch.setattr("condseg.layers.slot.timm_same_conv", lambda: None)
+    report = to_static(net, [images()])
     assert "padding='tf_same'" in report.kept["0"]
     layer = net[0]
     with pytest.raises(ValueError, match="needs timm"):

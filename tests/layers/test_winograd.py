@@ -1,4 +1,4 @@
-"""Winograd's 3x3 convolution, against the plain sum."""
+"""Winograd's 3x3 convolution against the plain one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from condseg import native
-from condseg.layers import ODConv2d, set_implementation, to_dynamic, winograd
-from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, quicken_, use_conv3x3_
+from condseg.layers import ODConv2d, to_dynamic, winograd
+from condseg.layers.winograd import Conv3x3, conv3x3, conv3x3_maps, use_conv3x3_
 from condseg.structures import Size
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few the channels and tiles are."""
+    """Use Winograd for any number of channels and tiles."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 0)
     monkeypatch.setattr(winograd, "MIN_TILES", 0)
 
@@ -36,12 +36,12 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 
 
 def worst(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
-    """Largest relative L2 distance; what is small is judged as if it were 1."""
+    """Largest relative L2 distance; norms below 1 count as 1."""
     pairs = [(g.detach().double(), w.detach()) for g, w in zip(got, want, strict=True)]
     return max(float((g - w).norm() / w.norm().clamp(min=1)) for g, w in pairs)
 
 
-def pixelwise(*shape: int) -> Tensor:
+def channels_last(*shape: int) -> Tensor:
     return torch.randn(*shape).to(memory_format=torch.channels_last)
 
 
@@ -49,13 +49,13 @@ def check(channels: tuple[int, int], sizes: Sequence[Size], batch: int, bias: bo
     torch.manual_seed(0)
     kernels = [torch.randn(channels[1], channels[0], 3, 3)]
     kernels += [torch.randn(channels[1])] if bias else []
-    maps = [pixelwise(batch, channels[0], *size) for size in sizes]
+    maps = [channels_last(batch, channels[0], *size) for size in sizes]
     exact = [t.double().requires_grad_() for t in (*kernels, *maps)]
     single = [t.requires_grad_() for t in (*kernels, *maps)]
     results = conv3x3_maps(maps, *kernels)
     for x, y in zip(maps, results, strict=True):
         assert "Winograd" in str(y.grad_fn)
-        assert torch.equal(y, F.conv2d(x, *kernels, padding=1))  # gradients alone take that way
+        assert torch.equal(y, F.conv2d(x, *kernels, padding=1))  # only gradients use Winograd
     with torch.no_grad():
         alone = conv3x3_maps(maps, *kernels)
     expected = [F.conv2d(x, *exact[: len(kernels)], padding=1) for x in exact[len(kernels) :]]
@@ -86,7 +86,7 @@ def test_more_than_a_block_of_kernels_and_tiles() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_kernels_anywhere_in_memory(layout: torch.memory_format) -> None:
-    x, weight = pixelwise(2, 5, 9, 8), torch.randn(2, 4, 5, 3, 3)[1].to(memory_format=layout)
+    x, weight = channels_last(2, 5, 9, 8), torch.randn(2, 4, 5, 3, 3)[1].to(memory_format=layout)
     for kernel in (weight, weight.flip(3).transpose(2, 3)):
         expected = F.conv2d(x.double(), kernel.double(), padding=1)
         with torch.no_grad():
@@ -95,16 +95,16 @@ def test_kernels_anywhere_in_memory(layout: torch.memory_format) -> None:
 
 def test_rounding() -> None:
     torch.manual_seed(0)
-    x, weight = pixelwise(1, 128, 32, 48).relu(), torch.randn(128, 128, 3, 3) / 34
+    x, weight = channels_last(1, 128, 32, 48).relu(), torch.randn(128, 128, 3, 3) / 34
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     with torch.no_grad():
         assert worst((conv3x3(x, weight),), (exact,)) <= 2e-6
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
-def test_a_result_that_nobody_uses(wanted: int) -> None:
+def test_gradient_of_one_result(wanted: int) -> None:
     torch.manual_seed(0)
-    maps, weight = [pixelwise(1, 3, 6, 9), pixelwise(1, 3, 4, 4)], torch.randn(4, 3, 3, 3)
+    maps, weight = [channels_last(1, 3, 6, 9), channels_last(1, 3, 4, 4)], torch.randn(4, 3, 3, 3)
     leaves = [weight.requires_grad_(), *(x.requires_grad_() for x in maps)]
     got = gradients(conv3x3_maps(maps, weight)[wanted], *leaves)
     want = gradients(F.conv2d(maps[wanted], weight, padding=1), weight, maps[wanted])
@@ -113,7 +113,7 @@ def test_a_result_that_nobody_uses(wanted: int) -> None:
 
 
 @pytest.mark.parametrize("wanted", range(3))
-def test_what_wants_no_gradient_gets_none(wanted: int) -> None:
+def test_gradient_of_one_input(wanted: int) -> None:
     torch.manual_seed(0)
     leaves = [torch.randn(2, 3, 6, 9), torch.randn(4, 3, 3, 3), torch.randn(4)]
     leaves[wanted].requires_grad_()
@@ -123,7 +123,7 @@ def test_what_wants_no_gradient_gets_none(wanted: int) -> None:
 
 
 def test_fewer_multiplications() -> None:
-    x, weight = pixelwise(1, 128, 64, 64), torch.randn(128, 128, 3, 3)
+    x, weight = channels_last(1, 128, 64, 64), torch.randn(128, 128, 3, 3)
     with torch.no_grad():
         with FlopCounterMode(display=False) as plain:
             F.conv2d(x, weight, padding=1)
@@ -132,7 +132,7 @@ def test_fewer_multiplications() -> None:
     assert fast.get_total_flops() < 0.5 * plain.get_total_flops()
 
 
-def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow or small maps, other precisions, autocast; without gradients, other layouts."""
     x, weight = torch.randn(1, 8, 16, 16), torch.randn(8, 8, 3, 3, requires_grad=True)
 
@@ -163,7 +163,11 @@ def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_autocast_without_gradients(matrix_unit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "MATRIX_UNIT", matrix_unit)
     torch.manual_seed(0)
-    x, weight, bias = pixelwise(2, 8, 12, 16).bfloat16(), torch.randn(8, 8, 3, 3), torch.randn(8)
+    x, weight, bias = (
+        channels_last(2, 8, 12, 16).bfloat16(),
+        torch.randn(8, 8, 3, 3),
+        torch.randn(8),
+    )
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         y = conv3x3(x, weight, bias)
     assert y.dtype == (torch.bfloat16 if matrix_unit else torch.float32)
@@ -171,60 +175,50 @@ def test_autocast_without_gradients(matrix_unit: bool, monkeypatch: pytest.Monke
     assert worst((y,), (exact,)) <= (1e-2 if matrix_unit else 1e-5)
 
 
-def test_quickened_network() -> None:
+def test_use_conv3x3() -> None:
     torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding="same", bias=False).requires_grad_(False)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
-        nn.Conv2d(8, 8, 3, padding="same", bias=False),
+        conv,
+        nn.Sequential(conv),
         nn.Conv2d(8, 8, 3, padding=1, stride=2),
         nn.Conv2d(8, 8, 3, padding=1, groups=2),
         nn.Conv2d(8, 8, 3, padding=2, dilation=2),
         nn.Conv2d(8, 8, 3),
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(8, 8, 1),
-    )
-    x, plain = pixelwise(2, 3, 24, 24), copy.deepcopy(network)
-    assert quicken_(network) == 2
-    assert [type(m) is Conv3x3 for m in network] == [True, True, *[False] * 6]
+    ).eval()
+    x, plain = channels_last(2, 3, 24, 24), copy.deepcopy(network)
+    parameters = list(network.parameters())
+    state = torch.get_rng_state()
+    assert use_conv3x3_(network) == 2
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [type(m) is Conv3x3 for m in network] == [True, True, *[False] * 7]
+    assert network[1] is network[2][0]
+    assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
     assert network.state_dict().keys() == plain.state_dict().keys()
+    assert not network[0].training
     want, several = plain(x), [x, x[:, :, :5]]
     with torch.no_grad():
         assert worst((network(x),), (want.double(),)) <= 1e-5
         assert worst(network[0](several), [plain[0](y).double() for y in several]) <= 1e-5
-    set_implementation(network, "reference")
-    assert torch.equal(network(x), want)
-    got = zip(network[0](several), several, strict=True)
-    assert all(torch.equal(y, plain[0](x)) for y, x in got)
     assert len(to_dynamic(network, ODConv2d, where=lambda name, _: name == "1")) == 1
     assert isinstance(network[1], ODConv2d)
 
 
-def test_use_conv3x3() -> None:
-    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
-    network = nn.Sequential(conv, nn.Conv2d(8, 8, 1), conv).eval()
-    x, state, weight = pixelwise(2, 8, 24, 24), torch.get_rng_state(), conv.weight
-    want = network(x)
-    assert use_conv3x3_(network) == 1
-    assert type(network[0]) is Conv3x3
-    assert network[0] is network[2]
-    assert network[0].weight is weight
-    assert not network[0].training
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.testing.assert_close(network(x), want)
-
-
-def test_dynamic_kernels_take_it_too() -> None:
+def test_dynamic_kernels() -> None:
     torch.manual_seed(0)
     fast = ODConv2d(6, 8, 3, padding=1, num_experts=2).eval()
     reference = published_form(fast)
-    x = pixelwise(2, 6, 12, 16)
+    x = channels_last(2, 6, 12, 16)
     assert "Winograd" in graph(fast(x))
     with torch.no_grad():
         assert worst((fast(x),), (reference(x).double(),)) <= 1e-5
 
 
 def graph(y: Tensor) -> str:
-    """Names of the functions that made a tensor."""
+    """Names of the functions that computed a tensor."""
     names, waiting = [], [y.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -64,7 +64,7 @@ def test_locations_are_centres_of_cells() -> None:
     assert locations.regression_range.tolist() == [[-1, 64]] * 6 + [[64, 1e8]]
 
 
-def test_masks_are_read_where_the_cells_have_their_centres() -> None:
+def test_sample_at_stride() -> None:
     mask = torch.arange(64).reshape(1, 8, 8)
     assert sample_at_stride(mask, 4).tolist() == [[[18, 22], [50, 54]]]
 
@@ -123,14 +123,14 @@ def test_gradient_of_quality_focal_loss() -> None:
     assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, labels, quality), logits)
 
 
-def test_dice_loss_of_the_right_and_of_no_mask() -> None:
+def test_dice_loss() -> None:
     target = torch.rand(2, 4, 4) > 0.5
     assert dice_loss(target.float(), target).max() < 1e-5
     assert dice_loss(torch.zeros(2, 4, 4), target).tolist() == [1, 1]
     assert dice_loss(torch.zeros(0, 4, 4), target[:0]).shape == (0,)
 
 
-def test_mean_over_ranks_alone_is_the_value() -> None:
+def test_mean_over_one_rank() -> None:
     value = torch.tensor(3.0, requires_grad=True)
     assert mean_over_ranks(value) == 3
     assert not mean_over_ranks(value).requires_grad

@@ -10,7 +10,7 @@ from torch import nn
 
 from condseg.layers import ConvFactory, to_dynamic
 from condseg.layers.convert import paper_exceptions, paper_rule
-from condseg.layers.slot import is_static
+from condseg.layers.plain import is_static
 
 log = logging.getLogger(__name__)
 
