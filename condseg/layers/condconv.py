@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
 from condseg.layers.per_sample import mix
-from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.slot import ConvSlot
 
 
 class CondConv2d(ConvSlot):
@@ -18,8 +20,7 @@ class CondConv2d(ConvSlot):
         \qquad r(x) = \mathrm{sigmoid}(R\,\mathrm{pool}(x))
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as in ``nn.Conv2d``.
+        conv, conv_options: ``nn.Conv2d``'s arguments, see :class:`ConvSlot`.
         num_experts: kernels that are mixed (the paper's n), weighted by sigmoids.
 
     Shape:
@@ -36,34 +37,18 @@ class CondConv2d(ConvSlot):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes | str = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
+        *conv: Any,
         num_experts: int = 8,
+        **conv_options: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
+        super().__init__(*conv, **conv_options)
         positive(num_experts=num_experts)
         self.num_experts = num_experts
-        self.routing_fn = nn.Linear(in_channels, num_experts)
+        self.routing_fn = nn.Linear(self.in_channels, num_experts)
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
-        self.bias = nn.Parameter(torch.empty(num_experts, out_channels)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, self.out_channels)) if self.has_bias else None
+        )
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
     def routing_weights(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e"]:

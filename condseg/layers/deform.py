@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from condseg.layers.parts import full_precision, init_like_conv_
-from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.slot import ConvSlot
 
 
 class DeformConv2d(ConvSlot):
@@ -23,8 +24,7 @@ class DeformConv2d(ConvSlot):
     convolution, whose weights start at zero: every modulation starts at one half.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as in ``nn.Conv2d``.
+        conv, conv_options: ``nn.Conv2d``'s arguments, see :class:`ConvSlot`.
 
     Attributes:
         offset: convolution of x to 2 K offsets (y, x of each tap) and K modulations; K taps.
@@ -39,33 +39,16 @@ class DeformConv2d(ConvSlot):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes | str = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
+        *conv: Any,
+        **conv_options: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
+        super().__init__(*conv, **conv_options)
         self.taps = math.prod(self.kernel_size)
         self.weight = nn.Parameter(torch.empty(self.kernel_shape))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(self.out_channels)) if self.has_bias else None
         init_like_conv_(self.weight.data[None], None if self.bias is None else self.bias.data)
         height, width = self.kernel_size
-        self.offset = nn.Conv2d(in_channels, 3 * self.taps, (height, width))
+        self.offset = nn.Conv2d(self.in_channels, 3 * self.taps, (height, width))
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)
 

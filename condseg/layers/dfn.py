@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from condseg.layers.local_filter import filter_locally
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, resize_like
-from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.slot import ConvSlot
 from condseg.layers.winograd import Conv3x3
 
 Mode = Literal["joint", "shared", "perchannel"]
@@ -163,8 +163,7 @@ class DynamicConv2d(ConvSlot):
         W = \mathrm{MLP}(\mathrm{pool}(\text{guide}))
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as in ``nn.Conv2d``.
+        conv, conv_options: ``nn.Conv2d``'s arguments, see :class:`ConvSlot`.
         guide_channels: channels of the second input; in_channels by default.
         hidden_channels: width of the filter-generating network's hidden layer.
 
@@ -179,35 +178,17 @@ class DynamicConv2d(ConvSlot):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes | str = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
+        *conv: Any,
         guide_channels: int | None = None,
         hidden_channels: int = 16,
+        **conv_options: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
-        self.guide_channels = in_channels if guide_channels is None else guide_channels
+        super().__init__(*conv, **conv_options)
+        self.guide_channels = self.in_channels if guide_channels is None else guide_channels
         positive(guide_channels=self.guide_channels, hidden_channels=hidden_channels)
         self.hidden = nn.Linear(self.guide_channels, hidden_channels)
         self.generate = nn.Linear(hidden_channels, math.prod(self.kernel_shape))
-        self.bias = nn.Parameter(torch.empty(1, out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(1, self.out_channels)) if self.has_bias else None
         base = torch.empty(1, *self.kernel_shape)
         init_like_conv_(base, None if self.bias is None else self.bias.data)
         # The kernel starts as nn.Conv2d's random one plus an offset that depends on the guide.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from condseg.layers.parts import (
     start_twins_,
 )
 from condseg.layers.per_sample import mix
-from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.slot import ConvSlot
 
 
 class _Attention(nn.Module):
@@ -40,8 +42,7 @@ class DyConv2d(ConvSlot, Annealed):
         \qquad \pi(x) = \mathrm{softmax}(f(x) / \tau)
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as in ``nn.Conv2d``.
+        conv, conv_options: ``nn.Conv2d``'s arguments, see :class:`ConvSlot`.
         num_experts: kernels that are mixed (the paper's K).
         reduction: width of the attention network relative to in_channels; one is added to it, and
             for images (3 channels) it is num_experts, both as in the public implementation.
@@ -60,37 +61,21 @@ class DyConv2d(ConvSlot, Annealed):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes | str = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
+        *conv: Any,
         num_experts: int = 4,
         reduction: float = 0.25,
         temperature: float = 1.0,
+        **conv_options: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
+        super().__init__(*conv, **conv_options)
         positive(num_experts=num_experts, reduction=reduction)
         self.num_experts = num_experts
-        hidden = num_experts if in_channels == 3 else int(in_channels * reduction) + 1
-        self.attention = _Attention(in_channels, num_experts, hidden)
+        hidden = num_experts if self.in_channels == 3 else int(self.in_channels * reduction) + 1
+        self.attention = _Attention(self.in_channels, num_experts, hidden)
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
-        self.bias = nn.Parameter(torch.empty(num_experts, out_channels)) if bias else None
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, self.out_channels)) if self.has_bias else None
+        )
         self._add_temperature(temperature)
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 

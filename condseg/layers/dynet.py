@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
 from condseg.layers.per_sample import conv_experts, mix
-from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.slot import ConvSlot
 
 
 class DyNetConv2d(ConvSlot):
@@ -43,40 +43,22 @@ class DyNetConv2d(ConvSlot):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes | str = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
+        *conv: Any,
         num_experts: int = 4,
         dropout: float = 0.2,
         mixing: Literal["auto", "features", "kernels"] = "auto",
+        **conv_options: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
+        super().__init__(*conv, **conv_options)
         positive(num_experts=num_experts)
         if mixing not in ("auto", "features", "kernels"):
             raise ValueError(f"mixing={mixing!r} must be 'auto', 'features' or 'kernels'")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be in [0, 1)")
         self.num_experts, self.dropout, self.mixing = num_experts, dropout, mixing
-        self.coefficient_fn = nn.Linear(in_channels, num_experts * out_channels)
+        self.coefficient_fn = nn.Linear(self.in_channels, num_experts * self.out_channels)
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(self.out_channels)) if self.has_bias else None
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
     def coefficients(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e o"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from condseg.layers.parts import (
     start_twins_,
 )
 from condseg.layers.per_sample import CONV, conv_per_sample, mix, output_blocks
-from condseg.layers.slot import ConvSlot, Sizes
+from condseg.layers.slot import ConvSlot
 
 
 class ODAttention(NamedTuple):
@@ -89,8 +89,7 @@ class ODConv2d(ConvSlot, Annealed):
     :math:`\alpha_f`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as in ``nn.Conv2d``.
+        conv, conv_options: ``nn.Conv2d``'s arguments, see :class:`ConvSlot`.
         num_experts: kernels that are mixed (the paper's n).
         reduction: width of the attention network, relative to in_channels.
         min_hidden: its smallest width.
@@ -111,45 +110,27 @@ class ODConv2d(ConvSlot, Annealed):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes | str = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        *,
+        *conv: Any,
         num_experts: int = 4,
         reduction: float = 0.0625,
         min_hidden: int = 16,
         temperature: float = 1.0,
         norm: Norm = "batch",
+        **conv_options: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-        )
+        super().__init__(*conv, **conv_options)
         positive(num_experts=num_experts, reduction=reduction, min_hidden=min_hidden)
         self.num_experts = num_experts
         self.attention = Attention(
-            in_channels,
-            None if self.depthwise else out_channels,
+            self.in_channels,
+            None if self.depthwise else self.out_channels,
             math.prod(self.kernel_size),
             num_experts,
-            max(int(in_channels * reduction), min_hidden),
+            max(int(self.in_channels * reduction), min_hidden),
             norm,
         )
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(self.out_channels)) if self.has_bias else None
         self._add_temperature(temperature)
         for kernel in self.weight.data:
             nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")

@@ -310,13 +310,11 @@ class ConvSlot(nn.Module):
         return conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
 
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        usual = {"stride": (1,), "padding": (0,), "dilation": (1,)}
-        for name, (value,) in usual.items():
-            if getattr(self, name) != (value,) * self.dims:
-                text += f", {name}={getattr(self, name)}"
-        text += f", groups={self.groups}" if self.groups != 1 else ""
-        text += "" if self.has_bias else ", bias=False"
-        return text + (
-            f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else ""
-        )
+        ones, zeros = (1,) * self.dims, (0,) * self.dims
+        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
+        usual |= {"padding_mode": "zeros"}
+        values = {name: getattr(self, name) for name in usual}
+        options = [f"{name}={value}" for name, value in values.items() if value != usual[name]]
+        options += [] if self.has_bias else ["bias=False"]
+        head = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return ", ".join([head, *options])
