@@ -1,11 +1,11 @@
-"""Make the "tabletop" sample set: household things on a ground, with masks and depth.
+"""Generates the "tabletop" sample set: household things on a ground, with masks and depth.
 
     python tools/make_tabletop.py OUT --train 336 --val 48 --seed 0
 
-Bullet lets the things fall and settle; its CPU rasteriser says which thing and what distance every
-pixel sees. Shape, colour, texture and light are made here from numbers alone, so the pictures are
-ours to give away (CC0). A scene is a pure function of (seed, split, index, size): a set of a
-thousand begins with the same pictures as a set of ten, whatever the number of workers.
+Bullet simulates how the things fall; its CPU rasteriser computes the thing and the distance at
+every pixel. Shapes, colours, textures and light are procedural, so the images are free (CC0). A
+scene is a pure function of (seed, split, index, size): a set of a thousand begins with the same
+images as a set of ten, for any number of workers.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 from rich.progress import track
-from tabletop.picture import SPLITS, Picture, make_scene
+from tabletop.render import SPLITS, Rendering, make_scene
 from tabletop.things import CATEGORIES
 
 VERSION = "1.0"
 Annotations = list[dict[str, Any]]
 
 
-def annotate(picture: Picture, image_id: int) -> Annotations:
-    """The COCO annotations of one picture, numbered from 1."""
+def annotate(scene: Rendering, image_id: int) -> Annotations:
+    """COCO annotations of one image, numbered from 1."""
     out: Annotations = []
-    things = zip(picture.masks, picture.categories, picture.visibility, strict=True)
+    things = zip(scene.masks, scene.categories, scene.visibility, strict=True)
     for mask, category, visibility in things:
         code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -55,7 +55,7 @@ def annotate(picture: Picture, image_id: int) -> Annotations:
 def write_scene(
     index: int, *, out: Path, split: str, seed: int, size: tuple[int, int], quality: int
 ) -> Annotations:
-    """Make one scene, write its picture and its depth map, give its annotations."""
+    """Render one scene, write image and depth map, return the annotations."""
     cv2.setNumThreads(1)
     scene = make_scene(seed, split, index, *size)
     jpeg = [cv2.IMWRITE_JPEG_QUALITY, quality]
@@ -82,7 +82,7 @@ def each(
 
 
 def write_split(args: argparse.Namespace, split: str, count: int) -> None:
-    """Make the scenes of a split and its COCO file."""
+    """Write the scenes of a split and its COCO file."""
     width, height = args.size
     work = partial(
         write_scene,
@@ -126,9 +126,9 @@ def write_split(args: argparse.Namespace, split: str, count: int) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("out", type=Path, help="folder to fill; made when it is not there")
-    parser.add_argument("--train", type=int, default=336, help="training pictures (default 336)")
-    parser.add_argument("--val", type=int, default=48, help="validation pictures (default 48)")
+    parser.add_argument("out", type=Path, help="folder; created if missing")
+    parser.add_argument("--train", type=int, default=336, help="training images (default 336)")
+    parser.add_argument("--val", type=int, default=48, help="validation images (default 48)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another set (default 0)")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(320, 240), metavar=("WIDTH", "HEIGHT")
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import pybullet  # noqa: F401
     except ImportError:
         print(
-            "make_tabletop needs pybullet, which draws the scenes: pip install pybullet\n"
+            "make_tabletop needs pybullet, which renders the scenes: pip install pybullet\n"
             "(a wheel exists for Python 3.11, none for 3.12; the package itself does not need it)",
             file=sys.stderr,
         )

@@ -37,7 +37,7 @@ def spec(name, **args):
 
 
 def write_checkpoint(path, conv=None, mask_filter=None):
-    backbone = {**tiny_model.BACKBONE, "conv": conv}
+    backbone = {**tiny_model.BACKBONE, "conv": conv, "where": [5]}
     network = {"backbone": backbone, **tiny_model.PARTS, "mask_filter": mask_filter}
     model = {"network": network, "postprocess": tiny_model.POSTPROCESS}
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The classes: one function each, from a random generator to a thing of its own."""
+"""The classes: one function each, from a random generator to a thing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tabletop.meshes import (
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """What a class gives: a surface, convex pieces for the collisions, a look, a way to stand.
+    """A thing: its surface, convex pieces for collisions, paint, and the tilts it may start with.
 
     The frame's origin is on the axis, half way up.
     """
@@ -40,7 +40,7 @@ class Thing:
 
 
 def turned(decoration: Callable[[Array, Array], Array], radius: float) -> Paint:
-    """Lay a decoration around the z axis."""
+    """Wrap a decoration around the z axis."""
     return lambda p: decoration(np.arctan2(p[:, 1], p[:, 0]) * radius, p[:, 2])
 
 

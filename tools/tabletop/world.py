@@ -1,4 +1,4 @@
-"""Where things fall and come to rest; the only part that knows of pybullet."""
+"""The simulation in which things fall; the only module that imports pybullet."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tabletop.things import MAKERS, Thing
 from tabletop.view import Camera
 
 MAX_OVERLAP = 0.03
-MAX_SUPPORT = 0.75  # what is taller has nothing put on it
+MAX_SUPPORT = 0.75  # nothing is placed on taller things
 
 
 def write_obj(path: Path, pieces: Sequence[Array], faces: Array | None = None) -> str:
-    """Vertices and faces; without faces, each piece is a group that Bullet takes the hull of."""
+    """Write vertices and faces; without faces, Bullet uses the convex hull of each piece."""
     lines, start = [], 1
     for number, points in enumerate(pieces):
         lines.append(f"o part{number}\n")
@@ -30,7 +30,7 @@ def write_obj(path: Path, pieces: Sequence[Array], faces: Array | None = None) -
 
 
 class World:
-    """Bullet with a ground and some things; the only part that knows of pybullet."""
+    """Bullet with a ground and things."""
 
     def __init__(self, folder: Path) -> None:
         import pybullet
@@ -50,7 +50,7 @@ class World:
         self.bullet.disconnect(self.client)
 
     def add(self, thing: Thing, position: Sequence[float], rotation: Sequence[float]) -> int:
-        """Put a thing at a position, turned by Euler angles; gives its number."""
+        """Add a thing at a position, rotated by Euler angles; returns its body number."""
         b, stem = self.bullet, self.folder / str(len(self.things))
         name = write_obj(stem.with_suffix(".look.obj"), [thing.mesh.vertices], thing.mesh.faces)
         look = b.createVisualShape(b.GEOM_MESH, fileName=name)
@@ -78,8 +78,8 @@ class World:
         self.bullet.removeBody(body)
         del self.things[body]
 
-    def settle(self, steps: int, patience: int = 40) -> bool:
-        """Step until nothing has moved for a while; false when time was up first."""
+    def wait_until_still(self, steps: int, patience: int = 40) -> bool:
+        """Step until nothing has moved for ``patience`` steps; False after ``steps`` steps."""
         calm = 0
         for _ in range(steps):
             self.bullet.stepSimulation()
@@ -101,7 +101,7 @@ class World:
         return max(near, default=0.0)
 
     def overlap(self) -> float:
-        """How deep two things are in each other, at the worst place."""
+        """The largest penetration depth of two things."""
         contacts = [c for body in self.things for c in self.bullet.getContactPoints(body)]
         return max((-float(contact[8]) for contact in contacts), default=0.0)
 
@@ -124,7 +124,7 @@ class World:
         return np.reshape(ids, shape).astype(np.int64), far * near / (far - (far - near) * depth)
 
     def alone(self, body: int, camera: Camera) -> Array:
-        """The pixels that a thing would have if nothing stood before it."""
+        """The pixels of a thing if nothing occluded it."""
         poses = {o: self.bullet.getBasePositionAndOrientation(o) for o in self.things if o != body}
         for other, (_, rotation) in poses.items():
             self.bullet.resetBasePositionAndOrientation(other, (0, 0, -500), rotation)
@@ -135,7 +135,7 @@ class World:
 
 
 def populate(world: World, rng: Rng, count: int) -> bool:
-    """Put down things one by one, some on others, and let them come to rest."""
+    """Add things one by one, some on others, and wait until they are at rest."""
     spread = 0.55 + 0.27 * math.sqrt(count) * rng.uniform(0.85, 1.25)
     places: list[tuple[float, float]] = []
     for _ in range(count):
@@ -156,5 +156,5 @@ def populate(world: World, rng: Rng, count: int) -> bool:
         z = world.top(x, y, reach * 0.8) + extent + 0.02
         world.add(thing, (x, y, z), (tilt, 0.0, float(rng.uniform(0, 2 * math.pi))))
         places.append((float(x), float(y)))
-        world.settle(80, patience=8)
-    return world.settle(900) and world.overlap() < MAX_OVERLAP
+        world.wait_until_still(80, patience=8)
+    return world.wait_until_still(900) and world.overlap() < MAX_OVERLAP

@@ -97,8 +97,10 @@ class Comparison:
         }
         del results
         gc.collect()
-        once = sum(map(sum, interleaved(runs, device, 1, warm_up=0).values()))
-        rounds = max(min(MIN_ROUNDS, max_rounds), min(max_rounds, int(seconds / max(once, 1e-9))))
+        rounds = max_rounds
+        if max_rounds > MIN_ROUNDS:
+            once = sum(map(sum, interleaved(runs, device, 1, warm_up=0).values()))
+            rounds = min(max_rounds, max(MIN_ROUNDS, int(seconds / max(once, 1e-9))))
         samples = interleaved(runs, device, rounds, warm_up=0)
         memory = {n: peak_memory(run, device) for n, run in runs.items()} if self.memory else {}
         peaks = {name: each["peak"] for name, each in memory.items()}

@@ -47,7 +47,7 @@ def comparisons(shapes: Shapes, device: torch.device) -> list[Comparison]:
 
     return [
         one("mask head, forward", partial(head, count),
-            f"mask head, forward, {count} instances, {h}x{w}", faster=12.0, memory=0.25),
+            f"mask head, forward, {count} instances, {h}x{w}", faster=10.0, memory=0.25),
         *(
             one(f"mask head, {both}, {n}", partial(head, n, backward=True),
                 f"mask head, {both}, {n} instances", faster=bar, memory=0.3)
@@ -60,9 +60,9 @@ def comparisons(shapes: Shapes, device: torch.device) -> list[Comparison]:
         one("FCOS head + controller, training", partial(fcos, backward=True),
             "FCOS head + controller, training", faster=1.2),
         one("filtering, forward", filtering,
-            filters.format("forward"), faster=12.0, memory=0.15),
+            filters.format("forward"), faster=9.0, memory=0.15),
         one(f"filtering, {both}", partial(filtering, backward=True),
-            filters.format(both), faster=6.0, memory=0.6),
+            filters.format(both), faster=3.0, memory=0.6),
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A settled world as a picture: light and shadow, lens and sensor, masks, depth."""
+"""Renders a world at rest: light and shadow, lens and sensor, masks, depth."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tabletop.world import MAX_OVERLAP, World, populate
 
 SPLITS = ("train", "val")
 SUPERSAMPLE = 2
-MIN_VISIBLE = 120  # pixels of the finished picture; a thing showing less is taken out of the scene
+MIN_VISIBLE = 120  # pixels in the image; things with fewer are removed from the scene
 KEY_SAMPLES, DOME_SAMPLES, SHADOW_SIZE = 10, 20, 256
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Rendering:
     image: Array  # (H, W, 3) uint8
     depth: Array  # (H, W) uint16 millimetres
     masks: list[Array]  # (H, W) bool each
@@ -49,9 +49,9 @@ def surface_normals(points: Array, ids: Array, depth: Array, view: Array) -> Arr
 
 
 def shadow(world: World, towards: Array, points: Array, normals: Array, dither: Array) -> Array:
-    """1 where points see the far lamp in a direction, 0 where a thing stands between.
+    """1 where points are lit by the lamp in a direction, 0 where a thing is in between.
 
-    `dither` (N, 2) moves each lookup by a part of a texel; averaging neighbours then softens it.
+    `dither` (N, 2) moves each lookup by a part of a texel, so that averaged pixels are soft.
     """
     lamp = Camera(30 * towards, np.zeros(3), 11.0, SHADOW_SIZE, SHADOW_SIZE, (22.0, 40.0))
     ids, depth = world.render(lamp)
@@ -73,7 +73,7 @@ def disc(count: int) -> Array:
 
 
 def frame_of(towards: Array) -> tuple[Array, Array]:
-    """Two directions across one."""
+    """Two directions perpendicular to one and to each other."""
     side = np.cross(towards, [0.0, 0.0, 1.0] if abs(towards[2]) < 0.9 else [1.0, 0.0, 0.0])
     side /= np.linalg.norm(side)
     return side, np.cross(towards, side)
@@ -97,7 +97,7 @@ def flat(x: Array) -> Array:
 
 
 def shade(world: World, light: Light, surface: Surface) -> Array:
-    """Linear light (N, 3) that leaves for the eye: lamp, sky with occlusion, reflections."""
+    """Linear light (N, 3) towards the eye: lamp, sky with occlusion, reflections."""
     points, normals, view = surface.points, surface.normals, surface.view
     gloss, dither = surface.gloss[:, 0], surface.dither
     side, up = frame_of(light.key)
@@ -162,7 +162,7 @@ def develop(light: Array, rng: Rng) -> Array:
 
 
 def halve_ids(ids: Array, depth: Array) -> tuple[Array, Array]:
-    """The thing with most of the four subpixels (of equals, the nearest) and its mean distance."""
+    """The thing with the most of four subpixels (the nearest of several) and its mean distance."""
 
     def quads(x: Array) -> Array:
         h, w = x.shape
@@ -176,8 +176,8 @@ def halve_ids(ids: Array, depth: Array) -> tuple[Array, Array]:
     return winner[..., 0], (far * mine).sum(-1) / mine.sum(-1)
 
 
-def draw(world: World, camera: Camera, rng: Rng) -> Picture:
-    """Draw a settled world."""
+def draw(world: World, camera: Camera, rng: Rng) -> Rendering:
+    """Render a world at rest."""
     light = choose_light(rng, camera)
     ids, depth = world.render(camera)
     rays = camera.rays()
@@ -222,7 +222,7 @@ def draw(world: World, camera: Camera, rng: Rng) -> Picture:
 
     small, small_depth = halve_ids(ids, depth)
     shown = [body for body in world.things if (small == body).any()]
-    return Picture(
+    return Rendering(
         develop(lit, rng),
         np.rint(small_depth * 100).clip(0, 65535).astype(np.uint16),
         [small == body for body in shown],
@@ -232,9 +232,9 @@ def draw(world: World, camera: Camera, rng: Rng) -> Picture:
 
 
 def prune(world: World, camera: Camera) -> bool:
-    """Take out what shows too little until every thing left can be annotated.
+    """Remove what is hardly visible until every remaining thing can be annotated.
 
-    False if few stay, or one is so near that the camera would look into it.
+    False if fewer than two remain, or one is so near that the camera would be inside it.
     """
     while len(world.things) >= 2:
         small, depth = halve_ids(*world.render(camera))
@@ -245,13 +245,13 @@ def prune(world: World, camera: Camera) -> bool:
             return True
         for body in faint:
             world.remove(body)
-        if not (world.settle(600) and world.overlap() < MAX_OVERLAP):
+        if not (world.wait_until_still(600) and world.overlap() < MAX_OVERLAP):
             return False
     return False
 
 
-def make_scene(seed: int, split: str, index: int, width: int, height: int) -> Picture:
-    """The picture with this number; a try that ends without two settled things is made anew."""
+def make_scene(seed: int, split: str, index: int, width: int, height: int) -> Rendering:
+    """The scene with this index; an attempt without two things at rest is repeated."""
     for attempt in range(50):
         rng = np.random.default_rng([seed, SPLITS.index(split), index, attempt])
         with tempfile.TemporaryDirectory() as folder:
@@ -263,4 +263,4 @@ def make_scene(seed: int, split: str, index: int, width: int, height: int) -> Pi
                     return draw(world, camera, rng)
             finally:
                 world.close()
-    raise RuntimeError(f"no scene for seed {seed}, {split} {index} in 50 tries")
+    raise RuntimeError(f"no scene for seed {seed}, {split} {index} in 50 attempts")
