@@ -20,7 +20,8 @@ from condseg.layers.hdfnet import (
 )
 from condseg.layers.odconv import ODConv1d, ODConv2d, ODConv3d
 from condseg.layers.parts import lower_temperature, set_temperature
-from condseg.layers.slot import ConvFactory, ConvSlot
+from condseg.layers.plain import ConvFactory
+from condseg.layers.slot import ConvSlot
 from condseg.layers.static import to_static
 
 __all__ = [

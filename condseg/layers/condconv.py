@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
+from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_in_pairs_
 from condseg.layers.per_sample import mix
 from condseg.layers.slot import ConvSlot
 
@@ -74,7 +74,7 @@ class CondConv2d(ConvSlot):
         half, share = self.num_experts // 2, 2 / self.num_experts
         rows = (self.routing_fn.weight, self.routing_fn.bias)
         for experts in (self.weight[:half], self.weight[half : 2 * half]):
-            start_twins_(experts, weight * share, spread, *(r[:half] for r in rows))
+            start_in_pairs_(experts, weight * share, spread, *(r[:half] for r in rows))
         self.weight[2 * half :] = weight * share
         for r in rows:
             r[half : 2 * half] = -r[:half]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from condseg.layers.plain import STATIC, geometry, is_static, place_like
-from condseg.layers.slot import SPREAD, ConvFactory, ConvSlot
+from condseg.layers.plain import STATIC, ConvFactory, geometry, is_static, place_like
+from condseg.layers.slot import SPREAD, ConvSlot
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 

@@ -16,7 +16,7 @@ from condseg.layers.parts import (
     init_like_conv_,
     pool,
     positive,
-    start_twins_,
+    start_in_pairs_,
 )
 from condseg.layers.per_sample import mix
 from condseg.layers.slot import ConvSlot
@@ -97,7 +97,7 @@ class DyConv2d(ConvSlot, Annealed):
         return True
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        start_twins_(self.weight, weight, spread, *self.attention.fc2.parameters())
+        start_in_pairs_(self.weight, weight, spread, *self.attention.fc2.parameters())
 
 
 class DyConv1d(DyConv2d):

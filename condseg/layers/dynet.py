@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_twins_
+from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_in_pairs_
 from condseg.layers.per_sample import conv_experts, mix
 from condseg.layers.slot import ConvSlot
 
@@ -96,7 +96,7 @@ class DyNetConv2d(ConvSlot):
     def _start_from_(self, weight: Tensor, spread: float) -> None:
         head, shape = self.coefficient_fn, (self.num_experts, self.out_channels)
         rows = (head.weight.unflatten(0, shape), head.bias.unflatten(0, shape))
-        start_twins_(self.weight, weight, spread, *rows)
+        start_in_pairs_(self.weight, weight, spread, *rows)
 
 
 class DyNetConv1d(DyNetConv2d):

@@ -18,7 +18,7 @@ from condseg.layers.parts import (
     pool,
     pooled_norm,
     positive,
-    start_twins_,
+    start_in_pairs_,
 )
 from condseg.layers.per_sample import CONV, conv_per_sample, mix, output_blocks
 from condseg.layers.slot import ConvSlot
@@ -208,7 +208,7 @@ class ODConv2d(ConvSlot, Annealed):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
         rows = () if self.attention.kernel_fc is None else self.attention.kernel_fc.parameters()
-        start_twins_(self.weight, weight * 2.0 ** len(heads), spread, *rows)
+        start_in_pairs_(self.weight, weight * 2.0 ** len(heads), spread, *rows)
 
 
 class ODConv1d(ODConv2d):

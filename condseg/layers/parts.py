@@ -154,7 +154,7 @@ def resize_like(x: Float[Tensor, "b c h w"], like: Tensor) -> Tensor:
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
 
 
-def start_twins_(experts: Tensor, kernel: Tensor, spread: float, *heads: Tensor) -> None:
+def start_in_pairs_(experts: Tensor, kernel: Tensor, spread: float, *heads: Tensor) -> None:
     """Set experts around a kernel such that every mixture of the heads is the kernel.
 
     Experts 2i and 2i + 1 have the same rows of the heads, so the same attention, and opposite

@@ -1,8 +1,8 @@
-"""Plain convolutions: which modules are some, and their arguments."""
+"""Plain convolutions: their types, their arguments, and anything that is built from these."""
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -10,6 +10,24 @@ from condseg.layers.winograd import Conv3x3
 
 Module = TypeVar("Module", bound=nn.Module)
 STATIC: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+@runtime_checkable
+class ConvFactory(Protocol):
+    """Anything that builds a layer from nn.Conv2d's arguments; nn.Conv2d itself fits."""
+
+    def __call__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+    ) -> nn.Module: ...
 
 
 def is_static(conv: nn.Module) -> TypeGuard[nn.Conv2d]:

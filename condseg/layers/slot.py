@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,24 +25,6 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 # with 0.03, and 5 % higher (DyConv) with 0.1. The cosine between experts fell to 0.998 with 0.03;
 # with 0 it stays above 0.9997.
 SPREAD = 0.03
-
-
-@runtime_checkable
-class ConvFactory(Protocol):
-    """Anything that builds a layer from nn.Conv2d's arguments; nn.Conv2d itself fits."""
-
-    def __call__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: Any = "zeros",
-    ) -> nn.Module: ...
 
 
 class ConvSlot(nn.Module):
@@ -311,10 +293,9 @@ class ConvSlot(nn.Module):
 
     def extra_repr(self) -> str:
         ones, zeros = (1,) * self.dims, (0,) * self.dims
-        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
-        usual |= {"padding_mode": "zeros"}
+        usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1, "has_bias": True}
+        usual["padding_mode"] = "zeros"
         values = {name: getattr(self, name) for name in usual}
         options = [f"{name}={value}" for name, value in values.items() if value != usual[name]]
-        options += [] if self.has_bias else ["bias=False"]
         head = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        return ", ".join([head, *options])
+        return ", ".join([head, *options]).replace("has_bias", "bias")

@@ -1,4 +1,4 @@
-// Vectors as wide as the processor's registers, products of small matrices in them, and threads.
+// SIMD vectors, products of small matrices in registers, and threads.
 #pragma once
 
 #include <omp.h>
@@ -8,7 +8,7 @@
 #include <cstring>
 
 #ifdef __AVX512F__
-constexpr int WIDTH = 16;  // numbers of a vector
+constexpr int WIDTH = 16;  // elements of a vector
 constexpr int ROWS = 12;   // of a product in registers, which has PANEL columns
 #else
 constexpr int WIDTH = 8;
@@ -18,10 +18,10 @@ constexpr int PANEL = 2 * WIDTH;
 
 #define FORCE_INLINE inline __attribute__((always_inline))
 
-// Anywhere in memory; GCC knows + - * and a number times a vector.
+// Unaligned; GCC supports + - * and scalar times vector.
 typedef float Vector __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
-// The first numbers of a vector; zeros behind them.
+// The first elements of a vector, then zeros.
 inline Vector load(const float* from, int64_t numbers) {
   if (numbers >= WIDTH) return *reinterpret_cast<const Vector*>(from);
   Vector vector = {};
@@ -38,8 +38,8 @@ inline void store(float* to, Vector vector, int64_t numbers) {
 
 inline int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
-// Calls body(part, thread) for all parts. The threads are PyTorch's own: the symbols of OpenMP are
-// those of the library that PyTorch brought.
+// Calls body(part, thread) for all parts, in PyTorch's threads: OpenMP's symbols are those of the
+// library that PyTorch loaded.
 template <class Body>
 void in_parallel(int64_t parts, int64_t threads, Body body) {
   threads = std::min(threads, parts);
@@ -57,8 +57,8 @@ struct Left {
   int64_t by_row, by_k;
 };
 
-// c (R, PANEL) = a (R, inner) b (inner, PANEL), or what was in c plus that. If `next` is not null,
-// the matrix there, to be b soon, is fetched into the cache meanwhile.
+// c (R, PANEL) = a (R, inner) b (inner, PANEL), added to c if `add`. `next`, if not null, is the
+// next b, which is prefetched.
 template <int R, bool add>
 FORCE_INLINE void product_in_registers(Left a, const float* b, int64_t b_row, int64_t inner,
                                        float* c, int64_t c_row, const float* next) {
@@ -84,8 +84,8 @@ FORCE_INLINE void product_in_registers(Left a, const float* b, int64_t b_row, in
     for (int n = 0; n < 2; ++n) store(c + r * c_row + n * WIDTH, sum[r][n], WIDTH);
 }
 
-// The same for any number of rows, ROWS at a time, the rest in halves. Meanwhile what is added to
-// next is fetched, too.
+// The same for any number of rows, ROWS at a time, the rest in halves; the next rows of c are
+// prefetched.
 template <bool add, int R = ROWS>
 inline void product(Left a, const float* b, int64_t b_row, int64_t inner, float* c, int64_t c_row,
                     int64_t rows, const float* next = nullptr) {

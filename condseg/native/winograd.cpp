@@ -1,25 +1,24 @@
 // 3x3 convolutions with a quarter of the multiplications, and the gradients of their kernels.
 //
-// What a 4x4 tile of the result needs of the map is a tile of 6x6. Read as polynomials, the map and
-// the kernel are multiplied by their values at six points of each axis: 0, a, -a, b, -b and
-// infinity. So for each of the 36 pairs of points there is one matrix product over the channels.
-// Maps are pixel by pixel (B, H, W, C). Source: Lavin and Gray, CVPR 2016, section 4.
+// A 4x4 tile of the output depends on a 6x6 tile of the map. As polynomials, map and kernel are
+// multiplied by their values at six points of each axis: 0, a, -a, b, -b and infinity; for each of
+// the 36 pairs of points that is one matrix product over the channels. Maps are in channels_last
+// (B, H, W, C). Source: Lavin and Gray, CVPR 2016, section 4.
 
 #include "vectors.h"
 
 namespace {
 
 constexpr int TILE = 4, SEEN = 6, PAIRS = SEEN * SEEN, TAPS = 9;
-constexpr int64_t TILES = 2 * ROWS;   // of a block, or half: what it needs stays in a core's cache
-constexpr int64_t KERNELS = 3 << 20;  // numbers of transformed kernels at a time, at most so many
-constexpr int64_t CHANNELS = 16;      // of kernels that a thread transforms at a time
+constexpr int64_t TILES = 2 * ROWS;     // of a block, or half; it fits a core's cache
+constexpr int64_t KERNELS = 3 << 20;    // max elements of transformed kernels at a time
+constexpr int64_t CHANNELS = 16;        // of kernels that a thread transforms at a time
 constexpr int64_t GRADIENT_TILES = 96;  // of a block when gradients of kernels are summed
 
-// Numbers of one pair; 4096 bytes further on would be the same place of the nearest cache, so that
-// the 36 would push each other out.
+// Elements of one pair. A multiple of 4096 bytes would map all 36 pairs to the same cache sets.
 int64_t pair(int64_t numbers) { return parts_of(numbers, WIDTH) * WIDTH + WIDTH; }
 
-// Rounding is least with these points.
+// These points minimise the rounding error.
 constexpr float a = 2.0f / 3, b = 4.0f / 3, a2 = a * a, b2 = b * b, a3 = a2 * a, b3 = b2 * b;
 
 // Along one axis; `in` and `out` are steps between neighbours.
@@ -71,7 +70,7 @@ FORCE_INLINE void result_gradient(const Vector* y, int in, Vector* v, int out) {
   v[5 * out] = y[3 * in];
 }
 
-// A batch of maps x (B, H, W, C) and what belongs to it, y (B, H, W, O).
+// A batch of maps x (B, H, W, C) and the output, or its gradient, y (B, H, W, O).
 struct Maps {
   const float* x;
   float* y;
@@ -86,12 +85,12 @@ struct Tile {
   const Maps* maps;
   int64_t image, top, left;
 
-  // Where a pixel of maps of so many channels begins.
+  // Offset of a pixel in maps with this number of channels.
   int64_t pixel(int64_t row, int64_t column, int64_t channels) const {
     return ((image * maps->height + row) * maps->width + column) * channels;
   }
 
-  // What is seen of one channel vector around the tile: side x side pixels from `border` before.
+  // side x side pixels of a vector of channels, from `border` pixels before the tile.
   FORCE_INLINE void window(const float* of, int64_t channels, int64_t channel, int side, int border,
                            Vector* seen) const {
     for (int i = 0; i < side; ++i)
@@ -104,7 +103,7 @@ struct Tile {
   }
 };
 
-// All tiles of some maps, those of one after those of the other.
+// All tiles of several maps, map after map.
 struct Tiles {
   const Maps* maps;
   int64_t number = 0;
@@ -121,7 +120,7 @@ struct Tiles {
   }
 };
 
-// The 36 values of a tile of x in all channels, `step` from pair to pair.
+// The 36 values of a tile of x in all channels; `step` is the distance of pairs.
 FORCE_INLINE void transform_map(const Tile& tile, int64_t channels, float* values, int64_t step) {
   for (int64_t c = 0; c < channels; c += WIDTH) {
     Vector v[PAIRS], along[PAIRS];
@@ -132,7 +131,7 @@ FORCE_INLINE void transform_map(const Tile& tile, int64_t channels, float* value
   }
 }
 
-// The 36 values of a tile of y, of which y is the gradient, in some channels.
+// The 36 values of a tile of the gradient y in a vector of channels.
 FORCE_INLINE void transform_gradient(const Tile& tile, int64_t channels, int64_t channel,
                                      float* values, int64_t step) {
   Vector y[TILE * TILE] = {}, v[PAIRS], along[PAIRS];
@@ -142,7 +141,7 @@ FORCE_INLINE void transform_gradient(const Tile& tile, int64_t channels, int64_t
   for (int p = 0; p < PAIRS; ++p) store(values + p * step, v[p], WIDTH);
 }
 
-// 3x3 kernels anywhere in memory; where by_tap is negative, the last tap is the first.
+// 3x3 kernels with any strides; a negative by_tap flips them.
 struct Kernels {
   const float* at;
   int64_t outputs, inputs, by_output, by_input, by_tap;
@@ -182,7 +181,7 @@ int64_t panels_at_a_time(int64_t inputs, int64_t outputs) {
 
 extern "C" {
 
-// Numbers that conv3x3 works in.
+// Elements of conv3x3's working memory.
 int64_t conv3x3_scratch(int64_t inputs, int64_t outputs, int64_t threads) {
   const int64_t kernels = pair(panels_at_a_time(inputs, outputs) * inputs * PANEL);
   return PAIRS * (kernels + threads * (pair(TILES * inputs) + pair(TILES * PANEL)));

@@ -195,7 +195,9 @@ def test_experts_lie_around_the_static_kernel(layer: str, spread: float) -> None
     torch.testing.assert_close(experts.mean(0), conv.weight * scale, rtol=1e-4, atol=1e-5)
     away = (experts - experts.mean(0)).flatten(2).square().mean((0, 2)).sqrt()
     size = experts.mean(0).flatten(1).square().mean(1).sqrt()
-    spread *= layer != "condconv3"  # one pair of opposite routings and an odd one: no twins
+    spread *= (
+        layer != "condconv3"
+    )  # one pair of opposite routings and an odd one: not opposite offsets
     torch.testing.assert_close(away / size, torch.full((6,), spread), rtol=0.3, atol=1e-5)
 
 
@@ -341,8 +343,8 @@ def test_state_dict_round_trip(layer: str) -> None:
     for parameter in other.parameters():
         nn.init.ones_(parameter)
     other.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
-    for twin in (other, copy.deepcopy(dynamic)):
-        torch.testing.assert_close(twin(x), dynamic(x), rtol=0, atol=0)
+    for same in (other, copy.deepcopy(dynamic)):
+        torch.testing.assert_close(same(x), dynamic(x), rtol=0, atol=0)
 
 
 @layers
@@ -401,13 +403,13 @@ def _alone() -> Iterator[None]:
 def test_trains_in_ddp(layer: str) -> None:
     """Every parameter takes part in every step: DDP waits for none, batch of one included."""
     dynamic = build(layer)
-    twin = copy.deepcopy(dynamic)
+    alone = copy.deepcopy(dynamic)
     wrapped = DistributedDataParallel(dynamic)
     for batch in (3, 1, 2):
-        for network in (wrapped, twin):
+        for network in (wrapped, alone):
             network(images(batch)).square().sum().backward()
-    for ours, alone in zip(dynamic.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, alone.grad)
+    for ours, theirs in zip(dynamic.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 @layers
