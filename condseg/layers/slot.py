@@ -254,10 +254,8 @@ class ConvSlot(nn.Module):
             raise ValueError(why)
         shape = None if bias is None else tuple(bias.shape)
         if tuple(kernel.shape) != self.kernel_shape or shape not in (None, (self.out_channels,)):
-            raise ValueError(
-                f"kernel {tuple(kernel.shape)} and bias {shape} must be {self.kernel_shape} and "
-                f"({self.out_channels},) or none"
-            )
+            shapes = f"{self.kernel_shape} and ({self.out_channels},) or none"
+            raise ValueError(f"kernel {tuple(kernel.shape)} and bias {shape} must be {shapes}")
         build, more = STATIC[self.dims], {"padding_mode": self.padding_mode}
         padding: Sizes | str = self.padding
         if padding == "tf_same":
@@ -294,8 +292,8 @@ class ConvSlot(nn.Module):
     def extra_repr(self) -> str:
         ones, zeros = (1,) * self.dims, (0,) * self.dims
         usual = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1, "has_bias": True}
-        usual["padding_mode"] = "zeros"
         values = {name: getattr(self, name) for name in usual}
         options = [f"{name}={value}" for name, value in values.items() if value != usual[name]]
+        options += [f"padding_mode={self.padding_mode}"] * (self.padding_mode != "zeros")
         head = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         return ", ".join([head, *options]).replace("has_bias", "bias")
