@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import OrderedDict
 from typing import TypeVar
 
 import torch
@@ -83,7 +84,7 @@ def fold_norms_(network: nn.Module) -> int:
         norm, rest = modules[str(node.target)], _rest_of_norm(modules[str(node.target)])
         if rest is None or not _fold(network, str(before.target), norm):
             continue
-        network.set_submodule(str(node.target), rest)
+        network.set_submodule(str(node.target), rest.eval())
         folded += 1
     return folded
 
@@ -106,5 +107,7 @@ def _rest_of_norm(norm: nn.Module) -> nn.Module | None:
     if not isinstance(norm, _BatchNorm) or norm.training or norm.running_mean is None:
         return None
     if type(norm).__name__ == "BatchNormAct2d":
-        return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
+        # Under their old names, by which Backbone.train finds them.
+        parts = {name: norm.get_submodule(name) for name in ("drop", "act")}
+        return nn.Sequential(OrderedDict(parts))
     return nn.Identity() if type(norm) in (nn.BatchNorm2d, FrozenBatchNorm2d) else None

@@ -1,9 +1,11 @@
-"""Backbones: the maps, the frozen parts, normalisation, and the start of the dynamic ones."""
+"""Backbones: maps, normalization, frozen parts, dynamic convolutions, memory formats."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,31 +13,19 @@ import torch
 import torchvision
 from jsonargparse import ArgumentParser
 from studies.published import published_form
+from support.networks import noise, randomize_norms, tiny_backbone
 from torch import Tensor, nn
 
 from condseg.layers import ConvFactory, ConvSlot, DyConv2d, ODConv2d
-from condseg.models.backbones.backbone import Backbone
+from condseg.models import Backbone
 from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
 from condseg.models.backbones.resnet import BLOCKS, ResNet
 
-
-def small(name: str = "resnet18", **options: object) -> Backbone:
-    return Backbone(name, None, width=8, stem_width=8, **options)
+OD1, OD4 = (functools.partial(ODConv2d, num_experts=n) for n in (1, 4))
 
 
-@torch.no_grad()
-def randomise(network: nn.Module) -> None:
-    """Weights and statistics as after a training; the maps keep a size of about one."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0, 0.2)
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-
-
-def pixels(*shape: int) -> Tensor:
-    return torch.randint(0, 256, (*shape[:1], 3, *shape[1:]), dtype=torch.uint8)
+def backward(backbone: Backbone, images: Tensor) -> None:
+    torch.stack([x.square().mean() for x in backbone(images)]).sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -50,79 +40,87 @@ def pixels(*shape: int) -> Tensor:
         ("mobilenetv3_small_050", (16, 24, 288)),
     ],
 )
-def test_maps_of_strides_8_16_32(name: str, channels: tuple[int, ...]) -> None:
+def test_maps_have_strides_8_16_32(name: str, channels: tuple[int, ...]) -> None:
     backbone = Backbone(name, None).eval()
     assert backbone.out_channels == channels
     with torch.no_grad():
-        maps = backbone(backbone.normalize(pixels(2, 64, 96)))
+        maps = backbone(backbone.normalize(noise(2, (64, 96))))
     expected = [(2, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)]
-    assert [tuple(m.shape) for m in maps] == expected
+    assert [x.shape for x in maps] == expected
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_resnets_have_torchvisions_tensors(name: str) -> None:
+    with torch.device("meta"):
+        expected, state = torchvision.models.get_model(name).state_dict(), ResNet(name).state_dict()
+    shapes = {k: v.shape for k, v in expected.items() if not k.startswith("fc.")}
+    assert {k: v.shape for k, v in state.items()} == shapes
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnets_are_torchvisions(name: str) -> None:
-    reference = torchvision.models.get_model(name).eval()
-    randomise(reference)
-    ours = ResNet(name).eval()
-    state = {k: v for k, v in reference.state_dict().items() if not k.startswith("fc.")}
-    ours.load_state_dict(state, strict=True)
-    names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+def test_resnets_compute_torchvisions_maps(name: str) -> None:
+    network, reference = ResNet(name).eval(), torchvision.models.get_model(name).eval()
+    randomize_norms(reference)
+    network.load_state_dict({k: reference.state_dict()[k] for k in network.state_dict()})
     x, expected = torch.rand(1, 3, 64, 64), []
     with torch.no_grad():
-        maps = ours(x)
-        for part in names:
+        maps = network(x)
+        for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             x = reference.get_submodule(part)(x)
             expected.append(x)
-    for got, want in zip(maps, expected[4:], strict=True):
-        assert torch.equal(got, want)
+    torch.testing.assert_close(maps, expected[4:], rtol=0, atol=0)
 
 
-def test_depths() -> None:
-    for name, (_, depths) in BLOCKS.items():
-        reference = torchvision.models.get_model(name)
-        assert depths == tuple(len(reference.get_submodule(f"layer{i}")) for i in range(1, 5))
+@pytest.mark.parametrize(
+    ("style", "strides"), [("caffe", [(2, 1), (1, 1)]), ("torchvision", [(1, 2), (1, 1)])]
+)
+def test_style_says_where_a_bottleneck_strides(style: str, strides: list[tuple[int, int]]) -> None:
+    blocks = tiny_backbone("resnet50", style=style).network.layer2[:2]
+    assert [(block.conv1.stride[0], block.conv2.stride[0]) for block in blocks] == strides
 
 
-def test_the_original_bottleneck_strides_first() -> None:
-    strides = {
-        style: [
-            (block.conv1.stride[0], block.conv2.stride[0])
-            for block in small("resnet50", style=style).network.layer2[:2]
-        ]
-        for style in ("caffe", "torchvision")
-    }
-    assert strides == {"caffe": [(2, 1), (1, 1)], "torchvision": [(1, 2), (1, 1)]}
-
-
-def test_normalisation_is_that_of_the_weights() -> None:
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (
+            tiny_backbone,
+            [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (0 - 0.406) / 0.225],
+        ),
+        (
+            functools.partial(tiny_backbone, style="caffe"),
+            [0 - 103.53, 128 - 116.28, 255 - 123.675],
+        ),
+        (functools.partial(Backbone, "tf_efficientnet_lite0", None), [1.0, 0.5 / 127.5, -1.0]),
+    ],
+    ids=["torchvision", "caffe", "lite"],
+)
+def test_normalization_is_that_of_the_weights(
+    build: Callable[[], Backbone], expected: list[float]
+) -> None:
     image = torch.tensor([255, 128, 0], dtype=torch.uint8).view(1, 3, 1, 1)
-    torch_like = small().normalize(image).flatten()
-    expected = [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (0 - 0.406) / 0.225]
-    torch.testing.assert_close(torch_like, torch.tensor(expected))
-    caffe = small(style="caffe").normalize(image).flatten()
-    torch.testing.assert_close(
-        caffe, torch.tensor([0 - 103.53, 128 - 116.28, 255 - 123.675]), rtol=1e-6, atol=1e-6
-    )
-    lite = Backbone("tf_efficientnet_lite0", None).normalize(image).flatten()
-    torch.testing.assert_close(lite, torch.tensor([1.0, 0.5 / 127.5, -1.0]))
+    normalized = build().normalize(image).flatten()
+    torch.testing.assert_close(normalized, torch.tensor(expected), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("build", "stages"),
     [
-        (small, ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")),
+        (tiny_backbone, ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")),
         (
-            lambda **options: Backbone("tf_efficientnet_lite0", None, **options),
+            functools.partial(Backbone, "tf_efficientnet_lite0", None),
             ("conv_stem bn1 blocks.0", "blocks.1", "blocks.2", "blocks.3 blocks.4", "blocks.5"),
         ),
         (
-            lambda **options: Backbone("convnext_atto", None, **options),
+            functools.partial(Backbone, "convnext_atto", None),
             ("", "stem_0 stem_1 stages_0", "stages_1", "stages_2", "stages_3"),
         ),
     ],
+    ids=["resnet18", "efficientnet", "convnext"],
 )
 @pytest.mark.parametrize("freeze_stages", [0, 2, 4])
-def test_stages_are_frozen(build, stages, freeze_stages: int) -> None:  # type: ignore[no-untyped-def]
+def test_frozen_stages(
+    build: Callable[..., Backbone], stages: tuple[str, ...], freeze_stages: int
+) -> None:
     backbone = build(freeze_stages=freeze_stages, norm="batch").train()
     frozen = [part for stage in stages[:freeze_stages] for part in stage.split()]
     for name, parameter in backbone.network.named_parameters():
@@ -131,29 +129,26 @@ def test_stages_are_frozen(build, stages, freeze_stages: int) -> None:  # type: 
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
-def test_frozen_norms_stay_as_they_were(norm: str) -> None:
-    backbone = small(norm=norm)
-    randomise(backbone)
+def test_training_changes_what_is_not_frozen(norm: str) -> None:
+    backbone = tiny_backbone(norm=norm)
+    randomize_norms(backbone)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], 0.1)
     for _ in range(2):  # train() after eval(), as a Trainer does
         backbone.eval()
         backbone.train()
-        sum(m.square().mean() for m in backbone(torch.rand(2, 3, 64, 64))).backward()
+        backward(backbone, torch.rand(2, 3, 64, 64))
         optimizer.step()
     changed = {k for k, v in backbone.state_dict().items() if not torch.equal(v, before[k])}
-    assert not any(
-        k.startswith(("network.conv1", "network.bn1", "network.layer1")) for k in changed
-    )
-    assert {k.startswith("network.layer") for k in changed} == {True}
+    assert {k.split(".")[1] for k in changed} == {"layer2", "layer3", "layer4"}
     assert any(".bn1." in k for k in changed) == (norm == "batch")
     assert any(".conv1." in k for k in changed)
 
 
 def test_a_copy_stays_frozen() -> None:
-    twin = copy.deepcopy(small()).train()
-    assert not any(m.training for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
-    assert twin.training
+    copied = copy.deepcopy(tiny_backbone()).train()
+    assert not any(m.training for m in copied.modules() if isinstance(m, nn.BatchNorm2d))
+    assert copied.training
 
 
 @pytest.mark.parametrize(
@@ -169,44 +164,45 @@ def test_a_copy_stays_frozen() -> None:
         ("tf_efficientnet_lite0", {"style": "caffe"}, "style, width and stem_width are for resnet"),
     ],
 )
-def test_what_does_not_exist(name: str, options: dict[str, object], message: str) -> None:
+def test_backbones_that_do_not_exist(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Backbone(name, **{"weights": None, **options})
 
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'condseg\[pretrained\]'"):
         Backbone("tf_efficientnet_lite0")
 
 
-OD4 = functools.partial(ODConv2d, num_experts=4)
-OD1 = functools.partial(ODConv2d, num_experts=1)
-
-
 @pytest.mark.parametrize(
-    ("name", "conv"),
-    [("resnet18", OD4), ("resnet18", DyConv2d), ("resnet50", OD4), ("tf_efficientnet_lite0", OD1)],
+    ("build", "conv", "where"),
+    [
+        (tiny_backbone, OD4, "paper"),
+        (tiny_backbone, DyConv2d, "paper"),
+        (tiny_backbone, DyConv2d, [4, 5]),
+        (functools.partial(tiny_backbone, "resnet50"), OD4, [4, 5]),
+        (functools.partial(Backbone, "tf_efficientnet_lite0"), OD1, "paper"),
+        (functools.partial(Backbone, "tf_efficientnet_lite0"), OD1, [4, 5]),
+    ],
 )
-@pytest.mark.parametrize("where", ["paper", [4, 5]])
+@torch.no_grad()
 def test_a_dynamic_backbone_starts_as_the_static_one(
-    name: str, conv: ConvFactory, where: str | list[int], tmp_path: Path
+    build: Callable[..., Backbone], conv: ConvFactory, where: str | list[int], tmp_path: Path
 ) -> None:
-    options = {"width": 8, "stem_width": 8} if name in BLOCKS else {}
-    static = Backbone(name, None, **options).eval()
-    randomise(static)
+    static = build(weights=None).eval()
+    randomize_norms(static)
     file = tmp_path / "static.pth"
     torch.save(static.network.state_dict(), file)
-    dynamic = Backbone(name, str(file), conv=conv, where=where, **options).eval()
+    dynamic = build(weights=str(file), conv=conv, where=where).eval()
     assert any(isinstance(m, ConvSlot) for m in dynamic.modules())
-    with torch.no_grad():
-        x = torch.randn(2, 3, 64, 80)
-        for got, want in zip(dynamic(x), static(x), strict=True):
-            assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    x = torch.randn(2, 3, 64, 80)
+    for result, expected in zip(dynamic(x), static(x), strict=True):
+        assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def dynamic_names(conv: ConvFactory = OD4, **options: object) -> set[str]:
-    network = small(conv=conv, **options).network
+    network = tiny_backbone(conv=conv, **options).network
     return {name for name, m in network.named_modules() if isinstance(m, ConvSlot)}
 
 
@@ -214,7 +210,7 @@ def test_which_convolutions_become_dynamic() -> None:
     convs = {f"layer{i}.{j}.conv{k}" for i in range(1, 5) for j in (0, 1) for k in (1, 2)}
     assert dynamic_names() == convs
     assert dynamic_names(where=[4, 5]) == {n for n in convs if n.startswith(("layer3", "layer4"))}
-    # By DyConv's paper shortcuts are dynamic, too.
+    # DyConv's paper makes shortcuts dynamic, too.
     last = {"layer4.0.downsample.0", *(name for name in convs if name.startswith("layer4"))}
     assert dynamic_names(DyConv2d, where=[5]) == last
     assert dynamic_names(where=["layer4.0.conv2"]) == {"layer4.0.conv2"}
@@ -225,95 +221,87 @@ def test_which_convolutions_become_dynamic() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_what_is_dynamic_trains_and_the_rest_stays_frozen(batch: int) -> None:
-    backbone = small(conv=OD4).train()
-    sum(m.square().mean() for m in backbone(torch.rand(batch, 3, 64, 64))).backward()
-    layer = backbone.network.layer1[0].conv1
+def test_dynamic_layers_are_trained_in_frozen_stages(batch: int) -> None:
+    backbone = tiny_backbone(conv=OD4).train()
+    backward(backbone, torch.rand(batch, 3, 64, 64))
+    network, layer = backbone.network, backbone.network.layer1[0].conv1
     assert layer.training
     assert layer.attention.bn.training
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
     assert layer.weight.grad.abs().max() > 0
-    assert not backbone.network.layer4[0].bn1.training
-    for parameter in (backbone.network.conv1.weight, backbone.network.layer3[0].bn1.weight):
-        assert not parameter.requires_grad
-    assert backbone.network.layer3[0].downsample[0].weight.requires_grad
+    assert not network.layer4[0].bn1.training
+    assert not network.conv1.weight.requires_grad
+    assert not network.layer3[0].bn1.weight.requires_grad
+    assert network.layer3[0].downsample[0].weight.requires_grad
+    static = tiny_backbone(conv=nn.Conv2d).network.layer1[0].conv1
+    assert not static.weight.requires_grad
 
 
-def test_nn_conv2d_fits_the_slot_and_stays_frozen() -> None:
-    backbone = small(conv=nn.Conv2d)
-    assert not backbone.network.layer1[0].conv1.weight.requires_grad
-
-
-def test_a_dynamic_backbone_from_a_config() -> None:
+@pytest.mark.parametrize("where", ["[4, 5]", "[layer3, layer4]", "paper"])
+def test_a_dynamic_backbone_from_a_configuration(where: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Backbone, "backbone")
-    for where in ("[4, 5]", "[layer3, layer4]", "paper"):
-        config = parser.parse_args(
-            [
-                "--backbone.name=resnet18",
-                "--backbone.weights=null",
-                "--backbone.width=8",
-                "--backbone.stem_width=8",
-                f"--backbone.where={where}",
-                "--backbone.conv=condseg.layers.ODConv2d",
-                "--backbone.conv.num_experts=2",
-            ]
-        )
-        backbone = parser.instantiate(config).backbone
-        assert backbone.network.layer4[1].conv2.weight.shape == (2, 64, 64, 3, 3)
+    options = {
+        "name": "resnet18",
+        "weights": "null",
+        "width": 8,
+        "stem_width": 8,
+        "where": where,
+        "conv": "condseg.layers.ODConv2d",
+        "conv.num_experts": 2,
+    }
+    parsed = parser.parse_args([f"--backbone.{name}={value}" for name, value in options.items()])
+    backbone = parser.instantiate(parsed).backbone
+    assert backbone.network.layer4[1].conv2.weight.shape == (2, 64, 64, 3, 3)
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2, 5])
 @pytest.mark.parametrize("conv", [None, OD4])
-def test_layout_in_memory(frozen: int, conv: ConvFactory | None) -> None:
-    """Plain where dynamic layers train; channels_last before them, and in evaluation if asked."""
-    backbone = small(conv=conv, freeze_stages=frozen, norm="batch")
-    layouts: dict[str, bool] = {}
+def test_memory_format(frozen: int, conv: ConvFactory | None) -> None:
+    """Contiguous where dynamic layers train; channels_last before them, and in eval if asked."""
+    backbone = tiny_backbone(conv=conv, freeze_stages=frozen, norm="batch")
+    channels_last: dict[str, bool] = {}
+
+    def note(name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        channels_last[name] = output.is_contiguous(memory_format=torch.channels_last)
+
     for name in ("conv1", "layer1", "layer2"):
-        backbone.network.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: layouts.update(
-                {name: output.is_contiguous(memory_format=torch.channels_last)}
-            )
-        )
+        hook = functools.partial(note, name)
+        backbone.network.get_submodule(name).register_forward_hook(hook)
     x = torch.randn(2, 3, 64, 96)
-    trained = backbone.train()(x)
+    assert [m.shape[1] for m in backbone.train()(x)] == list(backbone.out_channels)
     # Dynamic layers train in frozen stages, too: only the stem of ODConv's network is frozen.
     ends = {"conv1": 1, "layer1": 3, "layer2": 4}
     last = min(frozen, 1) if conv else 4
-    assert layouts == {name: last >= end for name, end in ends.items()}
+    assert channels_last == {name: last >= end for name, end in ends.items()}
     backbone.eval()
     with torch.no_grad():
         for expected in (False, True):
             backbone.channels_last = expected
             backbone(x)
-            assert set(layouts.values()) == {expected}
-    backbone.channels_last = False
-    assert [m.shape[1] for m in trained] == list(backbone.out_channels)
+            assert set(channels_last.values()) == {expected}
+    published_form(backbone).train()(x)
+    assert not any(channels_last.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_frozen_norms(dtype: torch.dtype) -> None:
-    """They are batch norms in evaluation, and keep no map for a gradient that nobody wants."""
+def test_frozen_norm_computes_the_batch_norm(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    backbone = small(freeze_stages=0)
+    backbone = tiny_backbone(freeze_stages=0).train()
     norm = backbone.network.bn1
     assert isinstance(norm, FrozenBatchNorm2d)
-    randomise(backbone.network)
-    backbone.train()
-    reference = published_form(norm)
+    randomize_norms(norm)
     x = torch.randn(2, 8, 6, 5, dtype=dtype, requires_grad=True)
     results = []
-    for each in (norm, reference):
+    for each in (norm, published_form(norm)):
         y = each(x)
         assert y.dtype == dtype
         results.append((y, *torch.autograd.grad(y, x, torch.ones_like(y))))
-    for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want)
-    kept: list[Tensor] = []
-    if dtype == torch.float32:
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    torch.testing.assert_close(*results)
+    saved: list[Tensor] = []
+    if dtype == torch.float32:  # no map is saved for the backward
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             norm(x)
-        assert max(t.numel() for t in kept) == 8
-    state = backbone.network.state_dict()
-    assert state.keys() == ResNet("resnet18", 8, 8).state_dict().keys()
+        assert max(t.numel() for t in saved) == 8
+    assert backbone.network.state_dict().keys() == ResNet("resnet18", 8, 8).state_dict().keys()

@@ -1,24 +1,39 @@
-"""Networks small enough for a test, and batches for them."""
+"""Networks small enough for a test, and batches and losses for them."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from condseg.models import FPN, Backbone, CondInst, FCOSHead, RTMDetHead, build_condinst
+from condseg.models import (
+    FPN,
+    Backbone,
+    CondInst,
+    Criterion,
+    FCOSHead,
+    MaskLoss,
+    RTMDetHead,
+    SemanticLoss,
+    build_condinst,
+)
 from condseg.structures import Batch, ImageInfo, Size, Targets
 
 SIZE = (64, 96)
-BOXES = ((4, 4, 40, 40), (30, 10, 90, 60), (50, 30, 66, 44))
+BOXES = ((8, 8, 40, 48), (48, 16, 92, 60), (50, 30, 66, 44))
+"""The third lies in the second."""
+
+FCOS: dict[str, Any] = {"head": partial(FCOSHead, tower_convs=1), "channels": 64}
 RTMDET: dict[str, Any] = {
     "head": partial(RTMDetHead, tower_convs=1),
     "channels": 24,
     "pyramid": partial(FPN, num_levels=3),
 }
-"""RTMDet-Ins's head and levels, as arguments of :func:`tiny_condinst`."""
+each_head = pytest.mark.parametrize("options", [FCOS, RTMDET], ids=["fcos", "rtmdet"])
+"""Arguments of :func:`tiny_condinst` for each head."""
 
 
 def tiny_backbone(name: str = "resnet18", **options: Any) -> Backbone:
@@ -27,27 +42,32 @@ def tiny_backbone(name: str = "resnet18", **options: Any) -> Backbone:
 
 
 def tiny_condinst(backbone: Backbone | None = None, **options: Any) -> CondInst:
-    """A narrow network of 3 classes whose untrained predictions differ and reach the thresholds."""
+    """A narrow, untrained network of 3 classes with detections above the default thresholds."""
     torch.manual_seed(0)
-    parts: dict[str, Any] = {
-        "num_classes": 3,
-        "channels": 64,
-        "head": partial(FCOSHead, tower_convs=1),
-        "mask_branch_channels": 8,
-        "mask_branch_convs": 1,
-    }
     backbone = backbone or tiny_backbone(freeze_stages=0, norm="batch")
+    parts = FCOS | {"num_classes": 3, "mask_branch_channels": 8, "mask_branch_convs": 1}
     network = build_condinst(backbone, **parts | options)
-    if isinstance(network.head, FCOSHead):
-        nn.init.constant_(network.head.class_logits.bias, -1.0)
-        nn.init.constant_(network.head.box_ltrb.bias, 1.5)
-    if isinstance(network.head, RTMDetHead):
-        for convs in (network.head.class_logits, network.head.box_ltrb, network.head.controller):
-            for conv in convs:
-                nn.init.normal_(conv.weight, std=0.2)
-        for conv in network.head.class_logits:
+    head = network.head
+    if isinstance(head, RTMDetHead):
+        for conv in [*head.class_logits, *head.box_ltrb, *head.controller]:
+            nn.init.normal_(conv.weight, std=0.2)
+        for conv in head.class_logits:
             nn.init.constant_(conv.bias, -1.0)
+    else:
+        nn.init.constant_(head.class_logits.bias, -1.0)
+        nn.init.constant_(head.box_ltrb.bias, 1.5)
     return network
+
+
+@torch.no_grad()
+def randomize_norms(network: nn.Module) -> None:
+    """Statistics and affine parameters of batch norms as after training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.2)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
 
 
 def rectangles(*boxes: tuple[int, int, int, int], size: Size = SIZE) -> Targets:
@@ -60,12 +80,30 @@ def rectangles(*boxes: tuple[int, int, int, int], size: Size = SIZE) -> Targets:
 
 
 def noise(count: int, size: Size = SIZE) -> Tensor:
-    """Images."""
+    """Random images."""
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
 
 
-def batch_of(images: Tensor, *targets: Targets) -> Batch:
-    """A batch without padding."""
-    size = (images.shape[2], images.shape[3])
-    infos = tuple(ImageInfo(i, "", size, size) for i in range(len(images)))
-    return Batch(images, targets, infos)
+def batch_of(*counts: int, masks: bool = True) -> Batch:
+    """Colored rectangles on gray: image i has the first ``counts[i]`` of ``BOXES``."""
+    images = torch.full((len(counts), 3, *SIZE), 90, dtype=torch.uint8)
+    targets = [rectangles(*BOXES[:count]) for count in counts]
+    for image, target in zip(images, targets, strict=True):
+        for k, mask in enumerate(target.masks):
+            image[k % 3, mask] = 230 - 40 * k
+        target.masks[:] &= masks
+    infos = tuple(ImageInfo(i, "", SIZE, SIZE) for i in range(len(counts)))
+    return Batch(images, tuple(targets), infos)
+
+
+def losses_of(network: CondInst, batch: Batch, **mask_loss: Any) -> dict[str, Tensor]:
+    """The losses of the criterion that fits the network."""
+    semantic_loss = SemanticLoss() if network.mask_branch.has_semantic_branch else None
+    criterion = Criterion(network.head.default_loss(), MaskLoss(**mask_loss), semantic_loss)
+    dense = network(batch.images, batch.sizes)
+    losses: dict[str, Tensor] = criterion(dense, batch, network.mask_logits)
+    return losses
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
