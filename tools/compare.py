@@ -38,7 +38,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each training")
-    parser.add_argument("--rounds", type=int, default=30, help="samples of each latency")
     parser.add_argument("--device", default="auto", help="of the costs: auto, cpu, cuda, ...")
     parser.add_argument("--output", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--page", type=Path, help="a Markdown page whose table is replaced")
@@ -53,7 +52,6 @@ def main() -> None:
             seeds=args.seeds,
             jobs=args.jobs,
             threads=args.threads,
-            rounds=args.rounds,
             device=args.device,
             page=args.page,
         )

@@ -189,7 +189,7 @@ def test_curves(run):
 
 
 def test_loader(run):
-    printed, content = run("loader", "--workers", 0, "--batch_size", 2)
+    printed, content = run("loader", "--workers", 0)
     assert list(content["tables"]["workers"]) == ["0"]
     assert "images/s" in printed
 

@@ -330,7 +330,7 @@ def test_the_whole_comparison(
     own = ("trainer.max_steps", "trainer.val_check", "trainer.default_root", "temperature")
     more = [argument for argument in more if not argument[2:].startswith(own)]
     args = ["--config", config.partition("=")[2], "--variants", "odconv_4x", "static"]
-    args += ["--seeds", 1, "--steps", 2, "--rounds", 2, "--device", "cpu", "--output", output]
+    args += ["--seeds", 1, "--steps", 2, "--device", "cpu", "--output", output]
     monkeypatch.setenv("PYTHONPATH", str(tiny.REPOSITORY))
     call(monkeypatch, *args, "--", *more)
     assert "[2/2]" in capsys.readouterr().out

@@ -145,13 +145,7 @@ def _mask_heads(shape: LayerShape, device: torch.device) -> dict[str, Candidate]
 
 
 def measure(shape: LayerShape, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Parameters, operations, times and peaks of all candidates, as plain data.
-
-    Raises:
-        ValueError: ``rounds`` is below 1.
-    """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}; 1 or more is allowed")
+    """Parameters, operations, times and peaks of all candidates, as plain data."""
     facts, found = machine(device), candidates(shape, device)
     runs: dict[str, dict[str, Run]] = {
         PASSES[0]: {name: c.forward for name, c in found.items()},
@@ -225,6 +219,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, and write JSON, chart and (in a page) the table."""
+    if args.rounds < 1:
+        raise ValueError(f"rounds is {args.rounds}; 1 or more is allowed")
     device = pick_device(args.device)
     shape = LayerShape(8, 6, 2, instances=3) if args.quick else LayerShape()
     results = measure(shape, device, args.rounds)

@@ -14,24 +14,18 @@ from studies.measure import Spread
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     Session.add_arguments(parser)
-    parser.add_argument("--data", default="tabletop", help="tabletop, or a folder in COCO format")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes")
-    parser.add_argument("--batch_size", type=int, default=8, help="images")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print, write.
-
-    Raises:
-        ValueError, OSError: a number is out of range, or the data are missing.
-    """
+    """Measure, print, write."""
     session = Session(args)
-    short, batches = (64, 2) if args.quick else (800, 10)
+    short, batch_size, batches = (64, 2, 2) if args.quick else (800, 8, 10)
     table = {}
     for workers in args.workers:
         module = DataModule(
-            args.data,
-            batch_size=args.batch_size,
+            "tabletop",
+            batch_size=batch_size,
             workers=workers,
             short_sides=(short,),
             max_long_side=2 * short,
@@ -40,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
         rates = images_per_second(module.train_dataloader(), batches, min(args.rounds, 3))
         table[str(workers)] = {
             "images/s (quartiles)": f"{rates.median:.1f} ({rates.q1:.1f} to {rates.q3:.1f})",
-            "of": f"{args.data}, batches of {args.batch_size}, short side {short}",
+            "of": f"tabletop, batches of {batch_size}, short side {short}",
         }
     session.content["tables"]["workers"] = table
     session.write("loader")

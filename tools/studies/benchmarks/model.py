@@ -136,11 +136,12 @@ def evaluations(shapes: Shapes, device: torch.device) -> dict[str, Run]:
     """From the resized image to masks of its size."""
     fast = subjects.predictor(subjects.condinst(shapes, device), shapes, device)
     one = batch(shapes.image, 1)
-    subjects.check_count(len(fast.predict(one)[0]), shapes)
-    sides = {FAST: fast, PUBLISHED: subjects.published(fast), "bf16": subjects.mixed(fast)}
+    assert len(fast.predict(one)[0]) == shapes.detections
+    sides = {FAST: fast, PUBLISHED: subjects.published(fast)}
+    sides["bf16"] = subjects.optimized(fast, compiled=False, mixed=True)
     if has_compiler():
-        sides["compiled"] = subjects.compiled(fast)
-        sides["bf16 and compiled"] = subjects.mixed(subjects.compiled(fast))
+        sides["compiled"] = subjects.optimized(fast, compiled=True, mixed=False)
+        sides["bf16 and compiled"] = subjects.optimized(fast, compiled=True, mixed=True)
     runs: dict[str, Run] = {name: partial(side.predict, one) for name, side in sides.items()}
     return {**runs, "torchvision": subjects.mask_rcnn(shapes, device)}
 

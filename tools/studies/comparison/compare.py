@@ -28,7 +28,6 @@ def compare(
     seeds: int = 3,
     jobs: int = 2,
     threads: int = 1,
-    rounds: int = 30,
     device: str = "auto",
     page: Path | None = None,
 ) -> None:
@@ -42,7 +41,6 @@ def compare(
         seeds: trainings of each variant, with seeds 0, 1, ...
         jobs: trainings at a time.
         threads: of each training, and of the CPU when costs are measured.
-        rounds: samples of each latency.
         device: on which costs are measured.
         page: a Markdown page for the table, with JSON and chart beside it.
 
@@ -51,7 +49,7 @@ def compare(
             budget, or trainings failed.
     """
     numbers = {"steps": budget.steps, "seeds": seeds, "jobs": jobs, "threads": threads}
-    for name, value in {**numbers, "rounds": rounds}.items():
+    for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; 1 or more is allowed")
     chosen, where = choose(variants), pick_device(device)
@@ -62,7 +60,7 @@ def compare(
     # Times of different runs are not comparable: if one is missing, all are measured again.
     if not set(chosen) <= set(_read(path)["variants"]):
         print(f"measuring the costs of {len(chosen)} variants", flush=True)
-        write_json(costs.measure(chosen, budget, where, rounds, threads), path)
+        write_json(costs.measure(chosen, budget, where, threads), path)
     print(f"\n{write(output, budget, todo, page)}\nwritten: {output / STEM}.md, .json, .png")
 
 

@@ -23,12 +23,13 @@ from studies.measure import (
     peak_bytes,
 )
 
+ROUNDS = 30
+
 
 def measure(
     variants: Sequence[str],
     budget: Budget,
     device: torch.device,
-    rounds: int,
     threads: int,
 ) -> dict[str, Any]:
     """Parameters, operations and latency of a forward pass, peak memory of a training step.
@@ -42,36 +43,31 @@ def measure(
         variants: names.
         budget: as the trials had it.
         device: where the networks run.
-        rounds: samples of each latency.
         threads: on the CPU.
     """
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        modules: dict[str, CondInstModule] = {}
-        for name in variants:
-            module, image, trained = _build(name, budget)
-            modules[name] = module.eval().to(device)
-        image, trained = image.to(device), trained.to(device)  # the same for all
-        facts = machine(device)
-        runs = {name: _forward(module, image) for name, module in modules.items()}
-        seconds = interleaved(runs, device, rounds)
-        entries = {
-            name: {
-                "parameters": parameters(module.network),
-                "multiply_adds": multiply_adds(runs[name]),
-                "latency_seconds": asdict(Spread.of(seconds[name])),
-                "peak_bytes": peak_bytes(_step(module, trained), device),
-            }
-            for name, module in modules.items()
+    modules: dict[str, CondInstModule] = {}
+    for name in variants:
+        module, image, trained = _build(name, budget)
+        modules[name] = module.eval().to(device)
+    image, trained = image.to(device), trained.to(device)  # the same for all
+    facts = machine(device)
+    runs = {name: _forward(module, image) for name, module in modules.items()}
+    seconds = interleaved(runs, device, ROUNDS)
+    entries = {
+        name: {
+            "parameters": parameters(module.network),
+            "multiply_adds": multiply_adds(runs[name]),
+            "latency_seconds": asdict(Spread.of(seconds[name])),
+            "peak_bytes": peak_bytes(_step(module, trained), device),
         }
-    finally:
-        torch.set_num_threads(before)
+        for name, module in modules.items()
+    }
     return {
         "machine": facts,
         "image": list(image.images.shape[-2:]),
         "batch": len(trained),
-        "rounds": rounds,
+        "rounds": ROUNDS,
         "variants": entries,
     }
 

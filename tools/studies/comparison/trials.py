@@ -138,11 +138,8 @@ def run(
                     metrics = future.result()["metrics"]
                     outcome = f"mask AP {metrics['mask/AP']:.3f}, box AP {metrics['box/AP']:.3f}"
                     finished(trial)
-                minutes = (time.monotonic() - start) / done * (len(waiting) - done) / 60
-                print(
-                    f"[{done}/{len(waiting)}] {trial}: {outcome}; {minutes:.0f} min left",
-                    flush=True,
-                )
+                minutes = (time.monotonic() - start) / 60
+                print(f"[{done}/{len(waiting)}] {minutes:.0f} min, {trial}: {outcome}", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             processes.terminate()
