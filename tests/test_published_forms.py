@@ -1,7 +1,5 @@
 """The fast forms of a whole network compute what its published form computes."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -17,7 +15,6 @@ from support.networks import (
     noise,
     tiny_backbone,
     tiny_condinst,
-    total,
 )
 from torch import nn
 
@@ -79,7 +76,7 @@ def test_losses_and_gradients(networks: tuple[CondInst, CondInst]) -> None:
     for network in networks:
         network.train().zero_grad()
         losses = losses_of(network, batch)
-        total(losses).backward()
+        sum(losses.values()).backward()
         results.append((losses, {n: p.grad for n, p in network.named_parameters()}))
     (losses, gradients), (expected, expected_gradients) = results
     for name, loss in losses.items():

@@ -1,17 +1,14 @@
 """Masks learned from boxes, and from boxes and masks together."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.networks import batch_of, losses_of, tiny_condinst, total
+from support.networks import batch_of, losses_of, tiny_condinst
 from torch import Tensor
 
-from condseg.models import CondInst
 from condseg.models.losses.boxinst import BoxInstLoss
 from condseg.ops import boxinst
 from condseg.structures import Batch
@@ -66,8 +63,10 @@ def test_each_object_has_its_own_loss() -> None:
     network = tiny_condinst().eval()  # batch norms do not mix the images
 
     def compute(batch: Batch) -> tuple[dict[str, Tensor], int]:
+        locations = network(batch.images, batch.sizes).locations
+        assignment = network.head.default_loss().assign(locations, batch.targets, 3)
         losses = losses_of(network, batch, supervision="mixed", pairwise_warmup_steps=0)
-        return losses, positive_locations(network, batch)
+        return losses, int((assignment.instance >= 0).sum())
 
     masked, boxed = batch_of(2), batch_of(3, masks=False)
     both = Batch(
@@ -83,12 +82,6 @@ def test_each_object_has_its_own_loss() -> None:
         assert b[name] > 0
         assert a[name] == 0
         torch.testing.assert_close(c[name], b[name] * n / count)
-
-
-def positive_locations(network: CondInst, batch: Batch) -> int:
-    dense = network(batch.images, batch.sizes)
-    assignment = network.head.default_loss().assign(dense.locations, batch.targets, 3)
-    return int((assignment.instance >= 0).sum())
 
 
 def test_warm_up_counts_training_steps_and_is_in_the_state() -> None:
@@ -135,7 +128,7 @@ def test_losses_fall() -> None:
         losses = losses_of(network, batch, supervision="mixed", pairwise_warmup_steps=0)
         steps.append({name: loss.item() for name, loss in losses.items()})
         optimizer.zero_grad()
-        total(losses).backward()
+        sum(losses.values()).backward()
         optimizer.step()
     assert sum(steps[-1].values()) < 0.8 * sum(steps[0].values())
     assert steps[-1]["loss_projection"] < steps[0]["loss_projection"]

@@ -1,7 +1,5 @@
 """The whole network with each head: predictions, losses, detections."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -16,7 +14,6 @@ from support.networks import (
     losses_of,
     noise,
     tiny_condinst,
-    total,
 )
 from torch import nn
 
@@ -49,12 +46,11 @@ def test_losses_and_gradients_are_finite(
     assert losses.keys() - {"loss_centerness"} == expected
     assert ("loss_centerness" in losses) == hasattr(network.head, "centerness")
     assert all(loss.isfinite() for loss in losses.values())
-    total(losses).backward()
+    sum(losses.values()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-    controller = [p for n, p in network.named_parameters() if n.startswith("head.controller")]
-    assert any(p.grad.any() for p in controller) == any(counts)
+    assert any(p.grad.any() for p in network.head.controller.parameters()) == any(counts)
 
 
 @each_head
@@ -153,7 +149,7 @@ def test_an_image_is_overfitted() -> None:
         losses = losses_of(network, batch)
         assert losses.keys() == {"loss_cls", "loss_box", "loss_mask"}
         optimizer.zero_grad()
-        total(losses).backward()
+        sum(losses.values()).backward()
         optimizer.step()
     with torch.no_grad():  # batch statistics: the moving averages are behind
         dense = network(batch.images, batch.sizes)

@@ -1,7 +1,5 @@
 """FCOS's assignment, the choice of proposals, and the semantic loss."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -35,16 +33,8 @@ def slow_assignment(locations: Locations, targets: Targets) -> list[int]:
 
 def test_assignment_equals_the_slow_one() -> None:
     targets = rectangles((3, 5, 40, 60), (10, 10, 30, 30), (50, 2, 95, 63), (70, 20, 90, 40))
-    sizes, strides = [(8, 12), (4, 6), (2, 3)], (8, 16, 32)
-    locations = pyramid_locations(sizes, strides, sizes_of_interest=(16, 32, 64))
-    cells = [
-        (j * s + s // 2, i * s + s // 2, s, low, high)
-        for (h, w), s, low, high in zip(sizes, strides, (-1, 16, 32), (16, 32, 1e8), strict=True)
-        for i in range(h)
-        for j in range(w)
-    ]
-    parts = (locations.points, locations.stride[:, None], locations.regression_range)
-    assert torch.equal(torch.cat(parts, dim=1), torch.tensor(cells))
+    sizes = [(8, 12), (4, 6), (2, 3)]
+    locations = pyramid_locations(sizes, (8, 16, 32), sizes_of_interest=(16, 32, 64))
     assignment = Assigner()(locations, [targets, rectangles()], num_classes=3)
     expected = slow_assignment(locations, targets)
     assert len(set(expected)) > 3
@@ -79,7 +69,7 @@ def test_proposals(options: dict[str, Any]) -> None:
         dense = network(batch.images, batch.sizes)
     head = dense.head
     assignment, _ = network.head.default_loss()(head, dense.locations, batch.targets)
-    positives = (assignment.instance >= 0).sum().item()
+    positives = int((assignment.instance >= 0).sum())
     assert positives > 8
     image, location = MaskLoss(max_proposals=5).choose(head, assignment)
     assert len(set(zip(image.tolist(), location.tolist(), strict=True))) == 5

@@ -1,7 +1,5 @@
 """The mask head, the mask branch and the depth encoder."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

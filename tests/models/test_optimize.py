@@ -1,7 +1,5 @@
 """Networks optimized for inference compute the same and leave the original unchanged."""
 
-from __future__ import annotations
-
 import functools
 import logging
 

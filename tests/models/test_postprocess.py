@@ -1,7 +1,5 @@
 """Thresholds, scores and sizes of detections."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,6 +1,6 @@
 """BiFPN against the paper's graph, node by node."""
 
-from __future__ import annotations
+import itertools
 
 import pytest
 import torch
@@ -9,34 +9,19 @@ from torch import Tensor, nn
 
 from condseg.models import BiFPN
 
-# Node -> its level and the nodes that it merges; 0..4 are the inputs at levels 3..7.
-GRAPH = {
-    5: (6, (3, 4)),
-    6: (5, (2, 5)),
-    7: (4, (1, 6)),
-    8: (3, (0, 7)),
-    9: (4, (1, 7, 8)),
-    10: (5, (2, 6, 9)),
-    11: (6, (3, 5, 10)),
-    12: (7, (4, 11)),
-}
-OUTPUTS = (8, 9, 10, 11, 12)
+# Level of nodes 5 to 12, and the nodes that each merges; 0 to 4 are the inputs at levels 3 to 7.
+TOP_DOWN = (6, (3, 4)), (5, (2, 5)), (4, (1, 6)), (3, (0, 7))
+BOTTOM_UP = (4, (1, 7, 8)), (5, (2, 6, 9)), (6, (3, 5, 10)), (7, (4, 11))
 
 
 def resized(x: Tensor, height: int, width: int) -> Tensor:
     """Nearest pixel of a smaller map, max of 3 x 3 of a larger one."""
-    n, c, h, w = x.shape
-    out = x.new_zeros(n, c, height, width)
-    for i in range(height):
-        for j in range(width):
-            if (h, w) == (height, width):
-                out[..., i, j] = x[..., i, j]
-            elif h > height or w > width:
-                rows = slice(max(2 * i - 1, 0), 2 * i + 2)
-                columns = slice(max(2 * j - 1, 0), 2 * j + 2)
-                out[..., i, j] = x[..., rows, columns].amax((2, 3))
-            else:
-                out[..., i, j] = x[..., i * h // height, j * w // width]
+    h, w = x.shape[2:]
+    larger, out = h > height or w > width, x.new_zeros(*x.shape[:2], height, width)
+    for i, j in itertools.product(range(height), range(width)):
+        rows, columns = (slice(max(2 * k - 1, 0), 2 * k + 2) for k in (i, j))
+        nearest = x[..., i * h // height, j * w // width]
+        out[..., i, j] = x[..., rows, columns].amax((2, 3)) if larger else nearest
     return out
 
 
@@ -49,7 +34,7 @@ def slow(pyramid: BiFPN, features: list[Tensor]) -> list[Tensor]:
     maps = [*features, p6, halved(p6)]
     for block in pyramid.blocks:
         nodes = [lateral(x) for lateral, x in zip(block.lateral, maps, strict=True)]
-        for k, (level, inputs) in enumerate(GRAPH.values()):
+        for k, (level, inputs) in enumerate(TOP_DOWN + BOTTOM_UP):
             size = nodes[level - 3].shape[2:]
             weights = [max(w, 0.0) for w in block.weights[k].tolist()]
             total = sum(weights) + 0.0001
@@ -57,7 +42,7 @@ def slow(pyramid: BiFPN, features: list[Tensor]) -> list[Tensor]:
                 w / total * resized(nodes[i], *size) for w, i in zip(weights, inputs, strict=True)
             )
             nodes.append(block.output[k](x * torch.sigmoid(x)))
-        maps = [nodes[i] for i in OUTPUTS]
+        maps = nodes[8:]
     return maps
 
 

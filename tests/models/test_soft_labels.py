@@ -1,7 +1,5 @@
 """RTMDet's assignment and losses against slow versions."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

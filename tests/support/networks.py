@@ -103,7 +103,3 @@ def losses_of(network: CondInst, batch: Batch, **mask_loss: Any) -> dict[str, Te
     dense = network(batch.images, batch.sizes)
     losses: dict[str, Tensor] = criterion(dense, batch, network.mask_logits)
     return losses
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    return torch.stack(list(losses.values())).sum()

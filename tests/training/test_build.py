@@ -1,7 +1,5 @@
 """The module that a configuration builds."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
