@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from support import tiny
 
 from condseg.cli.train import CommandLine
@@ -40,14 +39,8 @@ def test_the_configurations_of_the_readme_exist() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_says_how_to_run_it(name: str) -> None:
-    text = (tiny.CONFIGS / name).read_text()
-    assert f"--config {name}" in text
-    assert isinstance(yaml.safe_load(text), dict)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"--config {name}" in (tiny.CONFIGS / name).read_text()  # it says how to run it
     monkeypatch.setattr(CommandLine, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
     cli = CommandLine(["--config", name])

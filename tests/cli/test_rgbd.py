@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import runpy
 import shutil
@@ -54,7 +56,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Checkpoint and data set of a short training."""
     folder = tmp_path_factory.mktemp("rgbd")
     root = add_depth(tiny.make_set(folder / "data"))
-    cli = train.main(tiny.arguments(root, folder / "runs", *DEPTH))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        cli = train.main(tiny.arguments(root, folder / "runs", *DEPTH))
+    assert f"{root}/val/0.png --depth {root}/depth/val/0.png" in printed.getvalue()
     losses = tiny.losses(folder / "runs")
     assert len(losses) == 6
     assert all(np.isfinite(list(row.values())).all() for row in losses.values())
@@ -142,12 +146,3 @@ def test_training_needs_the_depth_of_every_image(
     file.write_text(json.dumps(content))
     message = error(train.main, tiny.arguments(root, tmp_path / "runs", *DEPTH), capsys)
     assert "1 of 8 images have no depth_file: image 4 (3.png)" in message
-
-
-def test_the_training_prints_the_demo_command_with_depth(
-    trained: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = trained[1]
-    short = ("--trainer.max_steps=1", "--trainer.limit_val_batches=0")
-    train.main(tiny.arguments(root, tmp_path / "runs", *DEPTH, *short))
-    assert f"{root}/val/0.png --depth {root}/depth/val/0.png" in capsys.readouterr().out

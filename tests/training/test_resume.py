@@ -31,6 +31,7 @@ ARGS = (
     "--progress.refresh_rate=0",
     "--validation_images.count=0",
 )
+LONGER = "--trainer.max_steps=15"
 
 
 class Signal(Callback):
@@ -156,6 +157,14 @@ def test_checkpoint_of_another_network(uninterrupted: tuple[Path, Path], tmp_pat
         run(data, tmp_path, f"--ckpt_path={other}", "--model.network.channels=96")
 
 
+@pytest.fixture(scope="module")
+def longer(uninterrupted: tuple[Path, Path]) -> tuple[Path, Path]:
+    """As ``uninterrupted``, with enough steps that a process is still training when it is ended."""
+    data, runs = uninterrupted
+    run(data, runs / "longer", LONGER)
+    return data, runs / "longer"
+
+
 def wait_for_steps(runs: Path, steps: int, process: Popen[str]) -> None:
     """Waits until metrics.csv has that many training steps."""
     for _ in range(6000):  # five minutes, for a busy machine
@@ -172,26 +181,26 @@ def wait_for_steps(runs: Path, steps: int, process: Popen[str]) -> None:
 @pytest.mark.tool
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_a_signal_to_the_process_group(
-    uninterrupted: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+    longer: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     """A terminal sends Ctrl-C to the loader's workers as well, ``timeout`` its SIGTERM."""
-    data, whole = uninterrupted
-    process = tiny.start(tiny.arguments(data, tmp_path, *ARGS, "--data.workers=1"))
+    data, whole = longer
+    process = tiny.start(tiny.arguments(data, tmp_path, *ARGS, LONGER, "--data.workers=1"))
     wait_for_steps(tmp_path, 2, process)
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     assert "--config tiny.yaml --ckpt_path last" in errors
-    resume_and_compare(data, tmp_path, whole)
+    resume_and_compare(data, tmp_path, whole, LONGER)
 
 
 @pytest.mark.tool
-def test_after_kill(uninterrupted: tuple[Path, Path], tmp_path: Path) -> None:
-    data, whole = uninterrupted
-    args = tiny.arguments(data, tmp_path, *ARGS, "--last_checkpoint.every_n_steps=2")
-    process = tiny.start(args)
+def test_after_kill(longer: tuple[Path, Path], tmp_path: Path) -> None:
+    data, whole = longer
+    often = "--last_checkpoint.every_n_steps=2"
+    process = tiny.start(tiny.arguments(data, tmp_path, *ARGS, LONGER, often))
     wait_for_steps(tmp_path, 3, process)
     process.kill()
     process.communicate(timeout=60)
-    resume_and_compare(data, tmp_path, whole)
+    resume_and_compare(data, tmp_path, whole, LONGER)

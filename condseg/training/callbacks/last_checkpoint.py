@@ -172,8 +172,9 @@ class LastCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        # Without torch's handler, which would abort the step if the signal ended workers too.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Replaces torch's handler, which would abort the step if the signal ended workers too; not
+        # by SIG_DFL, of which Python complains if a SIGCHLD is pending.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
