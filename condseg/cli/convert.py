@@ -7,20 +7,16 @@ tools/eval.py and tools/demo.py, or as --init_from of tools/train.py. Backbones 
 conversion: --model.network.backbone.weights.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from condseg.cli.messages import command_parser
 from condseg.errors import user_errors
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("input", help="checkpoint of AdelaiDet or mmdetection")
     parser.add_argument("output", help="the condseg checkpoint to write")
     parser.add_argument("--annotations", help="COCO json of its classes, if they are not COCO's")

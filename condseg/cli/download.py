@@ -3,19 +3,15 @@
 The same command resumes an interrupted download.
 """
 
-import argparse
 from collections.abc import Sequence
 
+from condseg.cli.messages import command_parser
 from condseg.data.download import BASE_URL, COCO_2017, download
 from condseg.errors import user_errors
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--folder", default="data/coco", help="destination (data/coco)")
     parser.add_argument("--base-url", default=BASE_URL, help=f"a mirror of {BASE_URL}")
     parser.add_argument("--keep-archives", action="store_true", help="keep the zip files")

@@ -5,30 +5,22 @@ torchrun --nproc_per_node 2 tools/eval.py --checkpoint ... --data data/coco
 python tools/eval.py --model condinst_r50_3x --data data/coco   # published models: tools/models.py
 """
 
-import argparse
 from collections.abc import Sequence
 
+from condseg.cli.messages import add_model_options, command_parser
 from condseg.errors import user_errors
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--checkpoint", help="default: best of the newest run")
-    parser.add_argument("--model", help="published model; condinst_r50_3x if nothing is trained")
-    parser.add_argument("--offline", action="store_true", help="download no model")
+    parser = command_parser(__doc__)
+    add_model_options(parser)
     parser.add_argument("--data", help="tabletop, or a folder; default: as in training")
     parser.add_argument("--annotations", help="COCO json, instead of the one found in --data")
     parser.add_argument("--images", help="folder of its images")
     parser.add_argument("--batch_size", type=int, default=1, help="images per step and process")
     parser.add_argument("--workers", type=int, default=2, help="processes that load images")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--score_threshold", type=float, help="default: as in training")
     parser.add_argument("--max_detections", type=int, help="per image; default: as in training")
-    parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
     parser.add_argument("--output", default="out/eval", help="folder of the JSON files")
     parser.add_argument(
         "--visibility",

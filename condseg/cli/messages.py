@@ -1,7 +1,8 @@
-"""Error messages of one line, with the nearest valid name for a misspelt one."""
+"""Parsers of commands, and error messages with the nearest valid name for a misspelt one."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import inspect
@@ -20,6 +21,24 @@ UNKNOWN_ARGUMENT = re.compile(r"Option '(\S+)' is not accepted")
 CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
 UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 FORBIDDEN_CLASS = re.compile(r"Importing '(\S+)' is not allowed")
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser without abbreviations that shows the description as it is."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that choose the model, its device and precision."""
+    parser.add_argument("--checkpoint", help="default: best of the newest run")
+    parser.add_argument("--model", help="published model; condinst_r50_3x if nothing is trained")
+    parser.add_argument("--offline", action="store_true", help="download no model")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
 
 
 def one_line(message: str, keys: Iterable[str]) -> str:

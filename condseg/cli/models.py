@@ -1,11 +1,12 @@
 """Lists the published models, as docs/models.md does."""
 
-import argparse
 from collections.abc import Sequence
+
+from condseg.cli.messages import command_parser
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    argparse.ArgumentParser(description=__doc__, allow_abbrev=False).parse_args(args)
+    command_parser(__doc__).parse_args(args)
     from condseg.zoo.registry import tables
 
     print(tables(), end="")

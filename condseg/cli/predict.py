@@ -4,27 +4,19 @@ python tools/demo.py street.jpg holiday/ "scans/*.png" --score 0.5
 python tools/demo.py street.jpg --model condinst_r101_3x_sem   # published models: tools/models.py
 """
 
-import argparse
 from collections.abc import Sequence
 
+from condseg.cli.messages import add_model_options, command_parser
 from condseg.errors import user_errors
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Returns 1 if an input could not be processed, else 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(__doc__)
+    add_model_options(parser)
     parser.add_argument("inputs", nargs="+", help="image files, folders, patterns")
-    parser.add_argument("--checkpoint", help="default: best of the newest run")
     parser.add_argument("--depth", help="depth map (16-bit PNG) of the image, or their folder")
-    parser.add_argument("--model", help="published model; condinst_r50_3x if nothing is trained")
-    parser.add_argument("--offline", action="store_true", help="download no model")
     parser.add_argument("--score", type=float, default=0.4, help="min score that is shown")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
     parser.add_argument("--output", default="out", help="folder of the drawn images")
     parser.add_argument("--json", action="store_true", help="also write detections.json there")
     options = parser.parse_args(args)

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from condseg.data.collate import collate
 from condseg.data.dataset import CocoDataset
 from condseg.data.files import data_root, find_files
-from condseg.data.sampler import GlobalBatchSampler, Shard
+from condseg.data.sampler import GlobalBatchSampler
 from condseg.data.transforms import Flip, Sampling, check_sides, resize_transform, train_transform
 from condseg.structures import Batch, Category, Sample, Supervision
 
@@ -205,7 +205,7 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         rank, world_size = self._rank_and_world_size()
-        shard = Shard(len(self.val_dataset), rank, world_size)
+        shard = range(rank, len(self.val_dataset), world_size)  # each image once over all ranks
         batches = BatchSampler(shard, self.val_batch_size, drop_last=False)
         return DataLoader(self.val_dataset, batch_sampler=batches, **self._loader_options())
 

@@ -15,14 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, Progress, TaskID, TransferSpeedColumn
 
 BASE_URL = "http://images.cocodataset.org"
 _CHUNK = 1 << 20
@@ -55,24 +48,14 @@ class Archive:
         return self.path.rpartition("/")[2]
 
 
+_VAL, _TRAIN = "442b8da7639aecaf257c1dceb8ba8c80", "cced6f7f71b7629ddf16f17bbcfab6b2"
+_ANNOTATIONS = "annotations/annotations_trainval2017.zip"
 COCO_2017 = (
     Archive(
-        "annotations/annotations_trainval2017.zip",
-        252_907_541,
-        "f4bbac642086de4f52a3fdda2de5fa2c",
-        900 << 20,
-        "annotations",
+        _ANNOTATIONS, 252_907_541, "f4bbac642086de4f52a3fdda2de5fa2c", 900 << 20, "annotations"
     ),
-    Archive(
-        "zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80", 830 << 20, "val2017"
-    ),
-    Archive(
-        "zips/train2017.zip",
-        19_336_861_798,
-        "cced6f7f71b7629ddf16f17bbcfab6b2",
-        19_000 << 20,
-        "train2017",
-    ),
+    Archive("zips/val2017.zip", 815_585_330, _VAL, 830 << 20, "val2017"),
+    Archive("zips/train2017.zip", 19_336_861_798, _TRAIN, 19_000 << 20, "train2017"),
 )
 """Sizes and checksums as the COCO consortium publishes them."""
 
@@ -106,15 +89,13 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     missing = [archive for archive in archives if not (folder / archive.holds).exists()]
     _check_disk(folder, missing, keep_archives)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(
-        TextColumn("{task.description}"), *columns, console=Console(stderr=True)
-    ) as progress:
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         for archive in missing:
             path = folder / archive.name
             if not path.exists():
                 url = f"{base_url.rstrip('/')}/{archive.path}"
-                _Download(url, path, archive, timeout, progress).run()
+                _download(url, path, archive, timeout, progress)
             _unpack(path, folder / archive.holds, progress)
             if not keep_archives:
                 path.unlink()
@@ -123,11 +104,8 @@ def download(
 def _check_disk(folder: Path, archives: Sequence[Archive], keep_archives: bool) -> None:
     needed, held = 0, 0
     for archive in archives:
-        there = sum(
-            path.stat().st_size
-            for path in (folder / archive.name, folder / f"{archive.name}.part")
-            if path.exists()
-        )
+        files = (folder / archive.name, folder / f"{archive.name}.part")
+        there = sum(path.stat().st_size for path in files if path.exists())
         # The zip file and its members are there at the same time.
         needed = max(needed, held + archive.size - there + archive.unpacked)
         held += archive.unpacked - there + (archive.size if keep_archives else 0)
@@ -139,71 +117,59 @@ def _check_disk(folder: Path, archives: Sequence[Archive], keep_archives: bool) 
         )
 
 
-class _Download:
-    """One file, downloaded to ``<name>.part`` and renamed when size and MD5 are right."""
+def _download(url: str, path: Path, archive: Archive, timeout: float, progress: Progress) -> None:
+    """Downloads to ``<name>.part``, which is renamed when its size and MD5 are right."""
+    part, size = path.with_name(f"{path.name}.part"), archive.size
+    with part.open("a+b") as file:
+        task = progress.add_task(path.name, total=size, completed=file.tell())
+        if file.tell() < size:
+            _receive(url, file, size, timeout, progress, task)
+        received = file.tell()
+        file.seek(0)
+        md5 = hashlib.file_digest(file, "md5").hexdigest()
+    if received < size:
+        raise DownloadError(
+            f"{part}: the connection ended after {received} of {size} bytes; the same command "
+            "resumes the download"
+        )
+    if received > size or md5 != archive.md5:
+        part.unlink()
+        raise DownloadError(
+            f"{part}: {received} bytes with MD5 {md5}, expected {size} bytes with {archive.md5}; "
+            "deleted, the same command downloads it again"
+        )
+    part.rename(path)
 
-    def __init__(
-        self, url: str, path: Path, archive: Archive, timeout: float, progress: Progress
-    ) -> None:
-        self.url, self.path, self.archive, self.timeout = url, path, archive, timeout
-        self.digest = hashlib.md5(usedforsecurity=False)
-        self.progress = progress
-        self.task = progress.add_task(path.name, total=archive.size)
 
-    def run(self) -> None:
-        part, size = self.path.with_name(f"{self.path.name}.part"), self.archive.size
-        with part.open("a+b") as file:
-            file.seek(0)
-            while chunk := file.read(_CHUNK):
-                self._count(chunk)
-            if file.tell() < size:
-                self._receive(file)
-            received = file.tell()
-        if received < size:
-            raise DownloadError(
-                f"{part}: the connection ended after {received} of {size} bytes; the same command "
-                "resumes the download"
-            )
-        if received > size or self.digest.hexdigest() != self.archive.md5:
-            part.unlink()
-            raise DownloadError(
-                f"{part}: {received} bytes with MD5 {self.digest.hexdigest()}, expected {size} "
-                f"bytes with {self.archive.md5}; deleted, the same command downloads it again"
-            )
-        part.rename(self.path)
-
-    def _count(self, chunk: bytes) -> None:
-        self.digest.update(chunk)
-        self.progress.advance(self.task, len(chunk))
-
-    def _receive(self, file: BinaryIO) -> None:
-        """Appends the rest; starts again where the server does not support ranges."""
-        start, size = file.tell(), self.archive.size
-        request = Request(self.url, headers={"Range": f"bytes={start}-"} if start else {})
-        try:
-            with urlopen(request, timeout=self.timeout) as response:
-                if start and response.status != 206:
-                    file.truncate(0)
-                    start, self.digest = 0, hashlib.md5(usedforsecurity=False)
-                    self.progress.reset(self.task)
-                length = response.headers.get("Content-Length")
-                if length is not None and start + int(length) != size:
-                    raise DownloadError(
-                        f"{self.url}: the server has {start + int(length)} bytes, expected {size}; "
-                        "it is another file, try another mirror"
-                    )
-                while chunk := response.read(_CHUNK):
-                    file.write(chunk)
-                    self._count(chunk)
-        except HTTPError as error:
-            reason = f"the server answers {error.code} {error.reason}"
-            raise DownloadError(f"{self.url}: {reason}") from error
-        except (OSError, HTTPException) as error:
-            file.flush()
-            raise DownloadError(
-                f"{self.url}: the connection broke after {file.tell()} of {size} bytes ({error}); "
-                "the same command resumes the download"
-            ) from error
+def _receive(
+    url: str, file: BinaryIO, size: int, timeout: float, progress: Progress, task: TaskID
+) -> None:
+    """Appends the rest; starts again where the server does not support ranges."""
+    start = file.tell()
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urlopen(request, timeout=timeout) as response:
+            if start and response.status != 206:
+                start = file.truncate(0)
+                progress.reset(task)
+            length = response.headers.get("Content-Length")
+            if length is not None and start + int(length) != size:
+                raise DownloadError(
+                    f"{url}: the server has {start + int(length)} bytes, expected {size}; it is "
+                    "another file, try another mirror"
+                )
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                progress.advance(task, len(chunk))
+    except HTTPError as error:
+        reason = f"the server answers {error.code} {error.reason}"
+        raise DownloadError(f"{url}: {reason}") from error
+    except (OSError, HTTPException) as error:
+        file.flush()
+        raise DownloadError(
+            f"{url}: the connection broke after {file.tell()} of {size} bytes ({error}); the same "
+            "command resumes the download"
+        ) from error
 
 
 def _unpack(path: Path, destination: Path, progress: Progress) -> None:

@@ -84,22 +84,3 @@ class GlobalBatchSampler(Sampler[list[Key]]):
         batches.sort(key=lambda batch: batch[0])
         places = np.concatenate([p for _, p in batches] + [np.sort(np.array(rest, dtype=np.int64))])
         return order[places[: len(self) * self.batch_size].reshape(-1, self.batch_size)]
-
-
-class Shard(Sampler[int]):
-    """Every R-th image from the r-th on: each exactly once over all ranks.
-
-    Args:
-        count: number of images.
-        rank: r, of this process.
-        world_size: R, number of processes.
-    """
-
-    def __init__(self, count: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, count, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -81,16 +80,8 @@ class Report:
         """The report in plain types."""
         return {**asdict(self), "explanations": self.explanations}
 
-    def to_json(self) -> str:
-        """The report as JSON, without rounding."""
-        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
-
     def table(self, per_class: bool = True) -> str:
-        """Markdown tables over all classes and per class, then explanations and notes.
-
-        Args:
-            per_class: include the second table.
-        """
+        """Markdown tables over all classes and ``per_class``, then explanations and notes."""
         recalls = [name[4:] for name in self.metrics if name.startswith("box/AR@")]
         limits = ["", *(name[6:] for name in self.metrics if name.startswith("box/AP@"))]
         summary = Table("", *_PRECISIONS, *recalls, box=box.MARKDOWN)
@@ -109,15 +100,14 @@ class Report:
             for column in table.columns[1:]:
                 column.justify = "right"
         sizes = ", ".join(f"{self.objects[size]} {size}" for size in SIZES)
-        images = str(self.images)
-        if self.images != self.images_in_set:
-            images += f" of {self.images_in_set}"
-        head = f"{images} images, {self.objects['all']} objects ({sizes}), "
-        head += f"{self.detections} detections"
-        parts = [head, _render(summary)]
-        if per_class:
-            parts.append(_render(classes))
-        return "\n\n".join([*parts, *filter(None, [_footnotes(self, per_class)])])
+        of_set = "" if self.images == self.images_in_set else f" of {self.images_in_set}"
+        head = (
+            f"{self.images}{of_set} images, {self.objects['all']} objects ({sizes}), "
+            f"{self.detections} detections"
+        )
+        shown = _render(classes) if per_class else ""
+        parts = head, _render(summary), shown, _footnotes(self, per_class)
+        return "\n\n".join(filter(None, parts))
 
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

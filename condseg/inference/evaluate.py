@@ -19,7 +19,6 @@ from condseg.data.collate import collate
 from condseg.data.datamodule import one_thread
 from condseg.data.dataset import CocoDataset
 from condseg.data.files import data_root, find_files
-from condseg.data.sampler import Shard
 from condseg.evaluation import CocoEvaluator, Report
 from condseg.inference.predictor import Predictor
 from condseg.inference.stages import Stages
@@ -71,7 +70,7 @@ def evaluate(
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch_size,
-            sampler=Shard(len(dataset), rank, world_size),
+            sampler=range(rank, len(dataset), world_size),
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=one_thread,

@@ -42,31 +42,20 @@ class Stages:
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The items; the time until each is ready counts for the stage."""
-        iterator = iter(items)
-        while True:
-            with self(stage):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
+        iterator, end = iter(items), object()
+        while (item := self._timed(next, stage)(iterator, end)) is not end:
             yield item
 
     @contextmanager
     def timed_calls(self, *calls: tuple[Any, str, str]) -> Iterator[None]:
-        """A context in which calls of ``owner.name`` count for a stage.
-
-        Args:
-            calls: (owner, name, stage); the name is "forward" for a module.
-        """
+        """A context in which calls of ``owner.name`` count for a stage: (owner, name, stage)."""
         with ExitStack() as stack:
             for owner, name, stage in calls:
-                own = name in vars(owner)
                 original = getattr(owner, name)
+                own = name in vars(owner)
+                undo = (setattr, owner, name, original) if own else (delattr, owner, name)
+                stack.callback(*undo)
                 setattr(owner, name, self._timed(original, stage))
-                if own:
-                    stack.callback(setattr, owner, name, original)
-                else:
-                    stack.callback(delattr, owner, name)
             yield
 
     def table(self) -> str:

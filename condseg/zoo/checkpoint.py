@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from torch import Tensor
 
 from condseg.models.backbones.backbone import Backbone
+from condseg.models.backbones.files import read_pickled
 from condseg.models.build import build_condinst
 from condseg.models.condinst import CondInst
 from condseg.models.losses.masks import MaskLoss
@@ -107,13 +107,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
     """
     if not Path(path).is_file():
         raise ValueError(f"checkpoint {os.fspath(path)}: no such file")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ValueError(
-            f"checkpoint {os.fspath(path)}: damaged, or not a checkpoint ({reason})"
-        ) from error
+    content = read_pickled(Path(path), "checkpoint", device)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"checkpoint {os.fspath(path)}: not written by condseg (no state_dict)")
     return content

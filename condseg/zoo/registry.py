@@ -9,6 +9,7 @@ from typing import Literal
 
 DEFAULT_MODEL = "condinst_r50_3x"
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v3.0"
+_DRIVE = "https://drive.google.com/file/d"
 
 LICENCES = {
     "AdelaiDet": "for non-commercial use only, "
@@ -103,44 +104,24 @@ def unknown_model(name: str) -> str:
     return f"no published model is called {name}{hint} There are {', '.join(MODELS)}"
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedBackbone:
-    """An ODConv network, to be downloaded by hand from its authors' page.
-
-    Attributes:
-        name: of the backbone in condseg.
-        num_experts: of its layers.
-        key: of the file's page.
-        top1: published accuracy on ImageNet's validation set in percent; None for the backbone of
-            a Mask R-CNN.
-    """
-
-    name: str
-    num_experts: int
-    key: str
-    top1: float | None
-
-    @property
-    def page(self) -> str:
-        return f"https://drive.google.com/file/d/{self.key}/view"
-
-
 BACKBONES = (
-    PublishedBackbone("resnet18", 1, "1AxCKAHJve3fbe2SnvoHsSucNvjv5Dxow", 73.05),
-    PublishedBackbone("resnet18", 4, "1Krsaa0fBKluFCyO7nmg-R9LlsoSUjJj2", 74.19),
-    PublishedBackbone("resnet50", 1, "1Aqwv6uQ9iI8a8Z5vjqmKuSTar0U8gfVJ", 77.87),
-    PublishedBackbone("resnet50", 4, "1uO774twnIYLiDV2BAsVM136k4EAhs6oh", 78.50),
-    PublishedBackbone("resnet50", 4, "1NZKfB0dttJSmnlNbCVPc1OIIhkc2OjMe", None),
-    PublishedBackbone("resnet101", 1, "1PJNcrw2RP9xG-18gw2NE93mwVmQBIbeM", 78.84),
-    PublishedBackbone("resnet101", 2, "1ph0woQfR2Ut2JfV4RKQPB6tAXf9pZmTo", 79.15),
-    PublishedBackbone("mobilenetv2_050", 1, "137qpjBdLjQ6MNNQ-YbqgWZeTEAq7AM_2", 68.06),
-    PublishedBackbone("mobilenetv2_050", 4, "1x2bB8GxNAKfvO-_MX-9Z9mqABBfHkYed", 70.23),
-    PublishedBackbone("mobilenetv2_075", 1, "1g3_OppE5jXW5eO7jy2vbw9mfVqNz-_Tk", 72.71),
-    PublishedBackbone("mobilenetv2_075", 4, "1bGloR4WUAsGEQpbmqLO-hShIcoV0ut42", 74.01),
-    PublishedBackbone("mobilenetv2_100", 1, "1Du_AH_pvtFE8ABg_FLjtPccVypw5AajU", 74.74),
-    PublishedBackbone("mobilenetv2_100", 4, "1HfwoBWOGsiiuhoOyetoQeJ8iXrCi5lJv", 75.29),
-    PublishedBackbone("mobilenetv2_100", 4, "1p_gqy6xIquEZtu1TEuWKid-0gD2Jv2Z4", None),
+    ("resnet18", 1, "1AxCKAHJve3fbe2SnvoHsSucNvjv5Dxow", 73.05),
+    ("resnet18", 4, "1Krsaa0fBKluFCyO7nmg-R9LlsoSUjJj2", 74.19),
+    ("resnet50", 1, "1Aqwv6uQ9iI8a8Z5vjqmKuSTar0U8gfVJ", 77.87),
+    ("resnet50", 4, "1uO774twnIYLiDV2BAsVM136k4EAhs6oh", 78.50),
+    ("resnet50", 4, "1NZKfB0dttJSmnlNbCVPc1OIIhkc2OjMe", None),
+    ("resnet101", 1, "1PJNcrw2RP9xG-18gw2NE93mwVmQBIbeM", 78.84),
+    ("resnet101", 2, "1ph0woQfR2Ut2JfV4RKQPB6tAXf9pZmTo", 79.15),
+    ("mobilenetv2_050", 1, "137qpjBdLjQ6MNNQ-YbqgWZeTEAq7AM_2", 68.06),
+    ("mobilenetv2_050", 4, "1x2bB8GxNAKfvO-_MX-9Z9mqABBfHkYed", 70.23),
+    ("mobilenetv2_075", 1, "1g3_OppE5jXW5eO7jy2vbw9mfVqNz-_Tk", 72.71),
+    ("mobilenetv2_075", 4, "1bGloR4WUAsGEQpbmqLO-hShIcoV0ut42", 74.01),
+    ("mobilenetv2_100", 1, "1Du_AH_pvtFE8ABg_FLjtPccVypw5AajU", 74.74),
+    ("mobilenetv2_100", 4, "1HfwoBWOGsiiuhoOyetoQeJ8iXrCi5lJv", 75.29),
+    ("mobilenetv2_100", 4, "1p_gqy6xIquEZtu1TEuWKid-0gD2Jv2Z4", None),
 )
+"""Networks of ODConv: name, number of experts, file on Google Drive, accuracy on ImageNet's
+validation set in percent (None for the backbone of a Mask R-CNN)."""
 
 
 def tables() -> str:
@@ -156,8 +137,8 @@ def tables() -> str:
         "| backbone | experts | ImageNet top-1 | file |",
         "|---|---|---|---|",
         *(
-            f"| `{b.name}` | {b.num_experts} | {b.top1 or 'of Mask R-CNN'} | [page]({b.page}) |"
-            for b in BACKBONES
+            f"| `{name}` | {experts} | {top1 or 'of Mask R-CNN'} | [page]({_DRIVE}/{key}/view) |"
+            for name, experts, key, top1 in BACKBONES
         ),
     ]
     return "\n".join(lines) + "\n"

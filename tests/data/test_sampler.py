@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from condseg.data.sampler import GlobalBatchSampler, Shard
+from condseg.data.sampler import GlobalBatchSampler
 
 
 def test_an_epoch_has_each_image_at_most_once_and_epochs_differ():
@@ -67,10 +67,3 @@ def test_groups_share_a_batch_only_in_the_rest():
 def test_values_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         GlobalBatchSampler(10, **options)
-
-
-@pytest.mark.parametrize(("count", "ranks"), [(7, 1), (7, 2), (3, 4), (8, 3)])
-def test_shards_have_each_image_once(count, ranks):
-    shards = [list(Shard(count, rank, ranks)) for rank in range(ranks)]
-    assert sorted(index for shard in shards for index in shard) == list(range(count))
-    assert [len(Shard(count, rank, ranks)) for rank in range(ranks)] == list(map(len, shards))

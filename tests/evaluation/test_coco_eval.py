@@ -287,7 +287,7 @@ def _rank(rank, port, file, detections, all_parts, folder):
     for number, parts in enumerate(all_parts):
         try:
             _, report = evaluated(file, {image: detections[image] for image in parts[rank]})
-            text = report.to_json()
+            text = json.dumps(report.as_dict())
         except ValueError as error:
             text = f"error: {error}"
         (folder / f"{number}_{rank}.json").write_text(text)
@@ -295,7 +295,7 @@ def _rank(rank, port, file, detections, all_parts, folder):
 
 
 def test_two_ranks_equal_one_and_no_image_counts_twice(scene, tmp_path):
-    alone = evaluated(*scene)[1].to_json()
+    alone = json.dumps(evaluated(*scene)[1].as_dict())
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -39,7 +39,7 @@ def test_the_table_has_values_classes_and_reasons():
 
 
 def test_json():
-    content = json.loads(report().to_json())
+    content = json.loads(json.dumps(report().as_dict()))
     assert content["metrics"]["mask/AP"] == 0.5
     assert content["classes"][0]["name"] == "Löffel"
     assert content["explanations"]["class Sieb"]

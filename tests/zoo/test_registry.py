@@ -42,7 +42,7 @@ def test_names_and_addresses() -> None:
     assert sha256_in_name(Path(model.file)) == ""
     assert sha256_in_name(Path(MODELS["condinst_r50_mmdet"].file)) == "4c186406"
     assert len({m.file for m in MODELS.values()}) == len(MODELS)
-    assert len({b.key for b in BACKBONES}) == len(BACKBONES)
+    assert len({key for _, _, key, _ in BACKBONES}) == len(BACKBONES)
 
 
 @pytest.mark.parametrize("name", MODELS)
