@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,69 +32,47 @@ Annotations = list[dict[str, Any]]
 
 def annotate(scene: Rendering, image_id: int) -> Annotations:
     """COCO annotations of one image, numbered from 1."""
-    out: Annotations = []
-    things = zip(scene.masks, scene.categories, scene.visibility, strict=True)
-    for mask, category, visibility in things:
-        code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        left, top = float(columns[0]), float(rows[0])
-        annotation = {
-            "id": len(out) + 1,
+    codes = [rle.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in scene.masks]
+    things = zip(codes, scene.categories, scene.visibility, strict=True)
+    return [
+        {
+            "id": number,
             "image_id": image_id,
             "category_id": CATEGORIES.index(category) + 1,
-            "segmentation": {"size": list(mask.shape), "counts": code["counts"].decode()},
-            "area": int(mask.sum()),
-            "bbox": [left, top, columns[-1] + 1 - left, rows[-1] + 1 - top],
+            "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+            "area": int(rle.area(code)),
+            "bbox": rle.toBbox(code).tolist(),
             "iscrowd": 0,
             "visibility": round(min(visibility, 1.0), 3),
         }
-        out.append(annotation)
-    return out
+        for number, (code, category, visibility) in enumerate(things, 1)
+    ]
 
 
-def write_scene(
-    index: int, *, out: Path, split: str, seed: int, size: tuple[int, int], quality: int
-) -> Annotations:
-    """Render one scene, write image and depth map, return the annotations."""
+def write_scene(index: int, *, args: argparse.Namespace, split: str) -> Annotations:
+    """Renders one scene, writes image and depth map, and returns the annotations."""
     cv2.setNumThreads(1)
-    scene = make_scene(seed, split, index, *size)
-    jpeg = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    files = (
-        (out / split / f"{index:06d}.jpg", scene.image[..., ::-1], jpeg),
-        (out / "depth" / split / f"{index:06d}.png", scene.depth, [cv2.IMWRITE_PNG_COMPRESSION, 9]),
-    )
-    for path, pixels, options in files:
+    scene = make_scene(args.seed, split, index, *args.size)
+    jpeg, png = [cv2.IMWRITE_JPEG_QUALITY, args.quality], [cv2.IMWRITE_PNG_COMPRESSION, 9]
+    for file, pixels, options in (
+        (f"{split}/{index:06d}.jpg", scene.image[..., ::-1], jpeg),
+        (f"depth/{split}/{index:06d}.png", scene.depth, png),
+    ):
+        path = args.out / file
         path.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), pixels, options):
             raise OSError(f"cannot write {path}")
     return annotate(scene, index)
 
 
-def each(
-    work: Callable[[int], Annotations], count: int, workers: int, name: str
-) -> Iterator[Annotations]:
-    """work(0), work(1), ... in order, under a progress bar."""
-    if workers == 1:
-        yield from track(map(work, range(count)), name, count)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from track(pool.map(work, range(count)), name, count)
-
-
 def write_split(args: argparse.Namespace, split: str, count: int) -> None:
-    """Write the scenes of a split and its COCO file."""
+    """Writes the scenes of a split and its COCO file."""
     width, height = args.size
-    work = partial(
-        write_scene,
-        out=args.out,
-        split=split,
-        seed=args.seed,
-        size=(width, height),
-        quality=args.quality,
-    )
+    work = partial(write_scene, args=args, split=split)
     annotations: Annotations = []
-    for scene in each(work, count, args.workers, f"{split:>5}"):
-        annotations += [a | {"id": len(annotations) + a["id"]} for a in scene]
+    with ProcessPoolExecutor(args.workers) as pool:
+        for scene in track(pool.map(work, range(count)), f"{split:>5}", count):
+            annotations += [a | {"id": len(annotations) + a["id"]} for a in scene]
     licence = {"name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
     content = {
         "info": {
@@ -136,13 +114,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--quality", type=int, default=82, help="of the JPEG files (default 82)")
     args = parser.parse_args(argv)
-    for name, low, high in (
-        ("train", 0, 1_000_000),
-        ("val", 0, 1_000_000),
-        ("seed", 0, 2**32 - 1),
-        ("workers", 1, 1024),
-        ("quality", 1, 100),
-    ):
+    ranges = {"train": (0, 1_000_000), "val": (0, 1_000_000), "seed": (0, 2**32 - 1)}
+    ranges |= {"workers": (1, 1024), "quality": (1, 100)}
+    for name, (low, high) in ranges.items():
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} {getattr(args, name)}: must be {low} to {high}")
     if min(args.size) < 64:

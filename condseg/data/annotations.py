@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from condseg.data.categories import check_unique_ids, fail, load_coco_json, parse_categories
 from condseg.data.masks import Segmentation, check_segmentation
@@ -60,10 +60,7 @@ def read_annotations(
 ) -> Annotations:
     """Reads and checks a COCO-format json.
 
-    Args:
-        path: the json.
-        supervision: which segmentations are read, see :class:`CocoDataset`.
-        mask_fraction: see :class:`CocoDataset`.
+    Args as of :class:`CocoDataset`.
 
     Raises:
         ValueError: with the file, the id, the field, its value and what is allowed.
@@ -113,15 +110,15 @@ class _ObjectReader:
         where = f"annotation {entry['id']}"
         image = self.images.get(_int_or_none(entry.get("image_id")))
         if image is None:
-            self._fail(where, "image_id", entry.get("image_id"), 'an id of "images"')
+            fail(self.path, where, "image_id", entry.get("image_id"), 'an id of "images"')
         where += f" (image {image.image_id}, {image.file_name})"
         label = self.labels.get(_int_or_none(entry.get("category_id")))
         if label is None:
             ids = ", ".join(map(str, sorted(self.labels)[:10]))
             allowed = f"one of {ids}{', ...' if len(self.labels) > 10 else ''}"
-            self._fail(where, "category_id", entry.get("category_id"), allowed)
+            fail(self.path, where, "category_id", entry.get("category_id"), allowed)
         if entry.get("iscrowd", 0) not in (0, 1):
-            self._fail(where, "iscrowd", entry["iscrowd"], "0 or 1")
+            fail(self.path, where, "iscrowd", entry["iscrowd"], "0 or 1")
         # A box is checked even where targets' boxes come from the masks: the file is wrong.
         box_clipped = "bbox" in entry and self._check_box(where, entry["bbox"], image.size)
         segmentation, mask_clipped = None, False
@@ -134,7 +131,7 @@ class _ObjectReader:
                 raise ValueError(f"{self.path}: {where}: {error}") from error
         elif "bbox" not in entry:
             allowed = "[x, y, width, height], since no segmentation of this object is read"
-            self._fail(where, "bbox", None, allowed)
+            fail(self.path, where, "bbox", None, allowed)
         self.counts["objects partly outside the image, clipped"] += box_clipped or mask_clipped
         if entry.get("iscrowd", 0):
             self.counts["crowds, not used as targets"] += 1
@@ -160,17 +157,14 @@ class _ObjectReader:
         """Checks a box (x, y, width, height); True if it exceeds the image and is clipped."""
         numbers = isinstance(box, list) and [type(v) in (int, float) for v in box] == [True] * 4
         if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:  # type: ignore
-            self._fail(where, "bbox", box, "[x, y, width, height], finite, no negative sides")
+            fail(self.path, where, "bbox", box, "[x, y, width, height], finite, no negative sides")
         assert isinstance(box, list)
         x, y, width, height = box
         if x > size[1] or y > size[0] or x + width < 0 or y + height < 0:
             allowed = f"a box that overlaps the image of {size[0]}x{size[1]} (height x width)"
-            self._fail(where, "bbox", box, allowed)
+            fail(self.path, where, "bbox", box, allowed)
         # Half a pixel beyond the border is rounding.
         return bool(min(x, y) < -0.5 or x + width > size[1] + 0.5 or y + height > size[0] + 0.5)
-
-    def _fail(self, where: str, name: str, value: object, allowed: str) -> NoReturn:
-        fail(self.path, where, name, value, allowed)
 
 
 def _clipped_xyxy(box: list[float | int], size: Size) -> Box:

@@ -56,15 +56,15 @@ def _check_polygon(polygon: object, size: Size) -> bool:
         )
     (height, width), xs, ys = size, polygon[::2], polygon[1::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    distance = None
     if right < 0 or bottom < 0 or left > width or top > height:
+        distance = "completely"
+    elif left < -width or right > 2 * width or top < -height or bottom > 2 * height:
+        distance = "more than one image size"
+    if distance:
         raise ValueError(
-            f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, completely "
+            f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, {distance} "
             f"outside the image of {height}x{width} (height x width)"
-        )
-    if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
-        raise ValueError(
-            f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, more than one "
-            f"image size outside the image of {height}x{width} (height x width)"
         )
     return bool(left < 0 or top < 0 or right > width or bottom > height)
 
@@ -77,7 +77,7 @@ def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
             f"{list(size)} (height, width)"
         )
     if isinstance(counts, str | bytes):
-        lengths = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
+        lengths = _run_lengths(counts)
     elif isinstance(counts, list) and all(type(c) is int for c in counts):
         lengths = np.asarray(counts, dtype=np.int64)
     else:
@@ -94,21 +94,23 @@ def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
     return {"size": list(size), "counts": counts}
 
 
-def _run_lengths(counts: bytes) -> np.ndarray:
+def _run_lengths(counts: str | bytes) -> np.ndarray:
     """Run lengths of COCO's compressed RLE.
 
     Each number is a sequence of characters 48 + bits, low bits first: five bits of the value, a
     sixth that is set if more follow; the fifth bit of the last one is the sign. From the fourth
     number on, it is the difference from the number before the previous one.
     """
+    invalid = f"segmentation has the RLE counts {_short(counts)}, which are invalid"
+    counts = counts.encode() if isinstance(counts, str) else counts
     bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if len(bits) == 0 or bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:
-        raise ValueError(f"segmentation has the RLE counts {_short(counts)}, which are invalid")
+        raise ValueError(invalid)
     last = np.flatnonzero(bits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     place = 5 * (np.arange(len(bits)) - np.repeat(first, last - first + 1))
     if place.max() > 35:
-        raise ValueError(f"segmentation has the RLE counts {_short(counts)}, which are invalid")
+        raise ValueError(invalid)
     numbers = np.add.reduceat((bits & 31) << place, first)
     numbers -= np.where(bits[last] & 16, np.int64(32) << place[last], 0)
     numbers[1::2] = numbers[1::2].cumsum()
@@ -121,8 +123,7 @@ def decode(segmentation: Segmentation, size: Size) -> Bool[np.ndarray, "h w"]:
     rle = segmentation
     if isinstance(rle, list):
         rle = coco_mask.merge(coco_mask.frPyObjects(rle, *size))
-    counts = rle["counts"]
-    lengths = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
+    lengths = _run_lengths(rle["counts"])
     runs = np.arange(len(lengths)) % 2 == 1  # background first, down the columns
     return np.repeat(runs, lengths).reshape(size[::-1]).T
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from condseg.models.backbones.detectron2 import LEAF as _LEAF
-from condseg.models.backbones.detectron2 import RESNET_RULES, with_counters
+from condseg.models.backbones.detectron2 import LEAF, RESNET_RULES, with_counters
 from condseg.models.backbones.files import rename
 
 _HEAD = r"proposal_generator\.fcos_head\."
@@ -22,19 +21,16 @@ _BIFPN_NODES = ("3_3_4", "2_2_5", "1_1_6", "0_0_7", "1_1_7_8", "2_2_6_9", "3_3_5
 _BIFPN = r"backbone\.repeated_bifpn\.(\d+)\."
 _BIFPN_RULES = [
     (r"backbone\.bottom_up\.res6\.reduction\.weight", r"pyramid.p6.0.weight"),
-    (rf"backbone\.bottom_up\.res6\.reduction\.norm\.{_LEAF}", r"pyramid.p6.1.\1"),
+    (rf"backbone\.bottom_up\.res6\.reduction\.norm\.{LEAF}", r"pyramid.p6.1.\1"),
     (rf"{_BIFPN}lateral_(\d)_f\2\.(weight|bias)", r"pyramid.blocks.\1.lateral.\2.0.\3"),
-    (rf"{_BIFPN}lateral_(\d)_f\2\.norm\.{_LEAF}", r"pyramid.blocks.\1.lateral.\2.1.\3"),
+    (rf"{_BIFPN}lateral_(\d)_f\2\.norm\.{LEAF}", r"pyramid.blocks.\1.lateral.\2.1.\3"),
     *(
-        rule
+        (rf"{_BIFPN}{old.format(node)}", rf"pyramid.blocks.\1.{new.format(number)}")
         for number, node in enumerate(_BIFPN_NODES)
-        for rule in (
-            (rf"{_BIFPN}weights_f{node}", rf"pyramid.blocks.\1.weights.{number}"),
-            (rf"{_BIFPN}outputs_f{node}\.weight", rf"pyramid.blocks.\1.output.{number}.0.weight"),
-            (
-                rf"{_BIFPN}outputs_f{node}\.norm\.{_LEAF}",
-                rf"pyramid.blocks.\1.output.{number}.1.\2",
-            ),
+        for old, new in (
+            (r"weights_f{}", r"weights.{}"),
+            (r"outputs_f{}\.weight", r"output.{}.0.weight"),
+            (rf"outputs_f{{}}\.norm\.{LEAF}", r"output.{}.1.\2"),
         )
     ),
 ]
@@ -54,9 +50,9 @@ _RULES = [
     (rf"{_HEAD}ctrness\.(weight|bias)", r"head.centerness.\1"),
     (rf"{_HEAD}scales\.(\d+)\.scale", r"head.scales.\1"),
     (r"controller\.(weight|bias)", r"head.controller.\1"),
-    (rf"mask_branch\.(refine|tower)\.(\d+)\.([01])\.{_LEAF}", r"mask_branch.\1.\2.\3.\4"),
+    (rf"mask_branch\.(refine|tower)\.(\d+)\.([01])\.{LEAF}", r"mask_branch.\1.\2.\3.\4"),
     (r"mask_branch\.tower\.(\d+)\.(weight|bias)", r"mask_branch.tower.\1.\2"),
-    (rf"mask_branch\.seg_head\.(\d+)\.([01])\.{_LEAF}", r"mask_branch.semantic_tower.\1.\2.\3"),
+    (rf"mask_branch\.seg_head\.(\d+)\.([01])\.{LEAF}", r"mask_branch.semantic_tower.\1.\2.\3"),
     (r"mask_branch\.logits\.(weight|bias)", r"mask_branch.semantic_logits.\1"),
 ]
 _DERIVED = {
@@ -67,13 +63,7 @@ _DERIVED = {
 
 
 def convert_adelaidet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames AdelaiDet's tensors; those that condseg computes itself are left out.
-
-    Args:
-        state: the ``model`` dictionary, with or without the semantic branch.
-
-    Returns:
-        All tensors of a ``CondInst`` with a ``Backbone(style="caffe")``.
+    """Renames AdelaiDet's tensors (``model``); those that condseg computes itself are left out.
 
     Raises:
         ValueError: an unknown name.

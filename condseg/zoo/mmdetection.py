@@ -18,13 +18,7 @@ _MASK = r"mask_head\.mask_feature_head\."
 
 
 def convert_mmdetection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames mmdetection's tensors.
-
-    Args:
-        state: the ``state_dict``.
-
-    Returns:
-        All tensors of a ``CondInst``.
+    """Renames mmdetection's tensors (``state_dict``).
 
     Raises:
         ValueError: an unknown name.
@@ -53,10 +47,9 @@ def _rules(mask_convs: int) -> list[tuple[str, str]]:
         (rf"{_MASK}conv_branch\.(\d+)\.bn\.(.+)", r"mask_branch.tower.\1.1.\2"),
         (rf"{_MASK}conv_pred\.(.+)", rf"mask_branch.tower.{mask_convs}.\1"),
     ]
-    for theirs, ours in (("cls_convs", "class_tower"), ("reg_convs", "box_tower")):
-        for i in range(10):
-            rules += [
-                (rf"bbox_head\.{theirs}\.{i}\.conv\.(.+)", rf"head.{ours}.{3 * i}.\1"),
-                (rf"bbox_head\.{theirs}\.{i}\.gn\.(.+)", rf"head.{ours}.{3 * i + 1}.\1"),
-            ]
-    return rules
+    return rules + [
+        (rf"bbox_head\.{theirs}\.{i}\.{part}\.(.+)", rf"head.{ours}.{3 * i + place}.\1")
+        for theirs, ours in (("cls_convs", "class_tower"), ("reg_convs", "box_tower"))
+        for i in range(10)
+        for place, part in enumerate(("conv", "gn"))
+    ]

@@ -85,15 +85,13 @@ def block(half: Array, radius: float) -> Mesh:
             core[..., (axis + 1) % 3], push[..., (axis + 1) % 3] = u, du
             core[..., (axis + 2) % 3], push[..., (axis + 2) % 3] = v[:, None], dv[:, None]
             points = core + radius * push / np.linalg.norm(push, axis=-1, keepdims=True)
-            faces = grid_faces(len(v), len(u), closed=False)[
-                :, :: int(sign)
-            ]  # the back is not drawn
-            mesh += Mesh(points.reshape(-1, 3), faces)
+            faces = grid_faces(len(v), len(u), closed=False)
+            mesh += Mesh(points.reshape(-1, 3), faces[:, :: int(sign)])  # the back is not drawn
     return mesh
 
 
-def corners(half: Array, centre: Sequence[float] = (0, 0, 0)) -> Array:
-    points: Array = np.array(list(np.ndindex(2, 2, 2))) * 2.0 * half - half + np.asarray(centre)
+def corners(half: Array) -> Array:
+    points: Array = np.array(list(np.ndindex(2, 2, 2))) * 2.0 * half - half
     return points
 
 
@@ -102,9 +100,6 @@ def tube(path: Array, side: Array, width: float, depth: float, count: int = 16) 
     along = np.gradient(path, axis=0)
     up = np.cross(side, along / np.linalg.norm(along, axis=1, keepdims=True))
     angle = np.arange(count) * (2 * math.pi / count)
-    points = (
-        path[:, None]
-        + depth * np.cos(angle)[:, None] * up[:, None]
-        + width * np.sin(angle)[:, None] * side
-    )
+    c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    points = path[:, None] + depth * c * up[:, None] + width * s * side
     return Mesh(points.reshape(-1, 3), grid_faces(len(path), count, closed=True))

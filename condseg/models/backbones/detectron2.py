@@ -11,34 +11,20 @@ from torch import Tensor
 _RESNET = r"backbone\.bottom_up\.(?:backbone\.)?"
 LEAF = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 
+_IN_BLOCK = (
+    (r"conv(\d)\.weight", r"conv\2.weight"),
+    (r"conv2_offset\.(weight|bias)", r"conv2.offset.\2"),
+    (rf"conv(\d)\.norm\.{LEAF}", r"bn\2.\3"),
+    (r"shortcut\.weight", r"downsample.0.weight"),
+    (rf"shortcut\.norm\.{LEAF}", r"downsample.1.\2"),
+)
 RESNET_RULES = [
     (rf"{_RESNET}stem\.conv1\.weight", r"backbone.network.conv1.weight"),
     (rf"{_RESNET}stem\.conv1\.norm\.{LEAF}", r"backbone.network.bn1.\1"),
     *(
-        rule
+        (rf"{_RESNET}res{stage}\.(\d+)\.{old}", rf"backbone.network.layer{stage - 1}.\1.{new}")
         for stage in range(2, 6)
-        for rule in (
-            (
-                rf"{_RESNET}res{stage}\.(\d+)\.conv(\d)\.weight",
-                rf"backbone.network.layer{stage - 1}.\1.conv\2.weight",
-            ),
-            (
-                rf"{_RESNET}res{stage}\.(\d+)\.conv2_offset\.(weight|bias)",
-                rf"backbone.network.layer{stage - 1}.\1.conv2.offset.\2",
-            ),
-            (
-                rf"{_RESNET}res{stage}\.(\d+)\.conv(\d)\.norm\.{LEAF}",
-                rf"backbone.network.layer{stage - 1}.\1.bn\2.\3",
-            ),
-            (
-                rf"{_RESNET}res{stage}\.(\d+)\.shortcut\.weight",
-                rf"backbone.network.layer{stage - 1}.\1.downsample.0.weight",
-            ),
-            (
-                rf"{_RESNET}res{stage}\.(\d+)\.shortcut\.norm\.{LEAF}",
-                rf"backbone.network.layer{stage - 1}.\1.downsample.1.\2",
-            ),
-        )
+        for old, new in _IN_BLOCK
     ),
 ]
 """(regular expression, replacement) of each tensor of the backbone."""
