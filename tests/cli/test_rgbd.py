@@ -8,9 +8,7 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -65,15 +63,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return str(cli.run_folder / "checkpoints/best.ckpt"), root
 
 
-def error(
-    command: Callable[[list[str]], Any], args: list[str], capsys: pytest.CaptureFixture[str]
-) -> str:
-    with pytest.raises(SystemExit) as stop:
-        command(args)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
-
-
 def test_evaluation_reads_the_depth_of_the_set(trained: tuple[str, Path], tmp_path: Path) -> None:
     checkpoint, root = trained
     args = ["--checkpoint", checkpoint, "--data", str(root), "--workers", "0", "--device", "cpu"]
@@ -104,7 +93,7 @@ def test_drawing_with_depth(
         ([images, "--depth", depth], "have the same depth map"),
         ([one, str(root / "train/0.png"), "--depth", depths], "have the same depth map"),
     ):
-        assert message in error(predict.main, [*args, *common], capsys)
+        assert message in tiny.error(predict.main, [*args, *common], capsys)
 
 
 def test_depth_for_a_checkpoint_without_depth(
@@ -113,7 +102,7 @@ def test_depth_for_a_checkpoint_without_depth(
     checkpoint = str(write_checkpoint(tmp_path / "a.ckpt"))
     image, depth = str(TABLETOP / "val/000000.jpg"), str(TABLETOP / "depth/val")
     args = [image, "--depth", depth, "--checkpoint", checkpoint, "--device", "cpu"]
-    assert "the checkpoint's network takes none" in error(predict.main, args, capsys)
+    assert "the checkpoint's network takes none" in tiny.error(predict.main, args, capsys)
 
 
 def test_inspection_and_python(
@@ -144,5 +133,5 @@ def test_training_needs_the_depth_of_every_image(
     content = json.loads(file.read_text())
     content["images"][3].pop("depth_file")
     file.write_text(json.dumps(content))
-    message = error(train.main, tiny.arguments(root, tmp_path / "runs", *DEPTH), capsys)
+    message = tiny.error(train.main, tiny.arguments(root, tmp_path / "runs", *DEPTH), capsys)
     assert "1 of 8 images have no depth_file: image 4 (3.png)" in message

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -107,6 +110,18 @@ def start(args: list[str], **variables: str) -> subprocess.Popen[str]:
     )
 
 
+def error(
+    command: Callable[[list[str]], object], args: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """The one line with which a command ends with code 2."""
+    with pytest.raises(SystemExit) as stop:
+        command(args)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
 def environment() -> dict[str, str]:
     """This repository's package, one thread, no accelerator."""
     return os.environ | {
@@ -118,8 +133,6 @@ def environment() -> dict[str, str]:
 
 def losses(runs: Path, version: int = 0) -> dict[int, dict[str, float]]:
     """step -> the losses in metrics.csv of a run."""
-    import csv
-
     with (runs / "tiny" / f"version_{version}" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     return {
