@@ -23,9 +23,6 @@ class CondConv2d(ConvSlot):
         conv, conv_options: ``nn.Conv2d``'s arguments, see :class:`ConvSlot`.
         num_experts: kernels that are mixed (the paper's n), weighted by sigmoids.
 
-    Shape:
-        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
-
     Source:
         Yang et al., "CondConv: Conditionally Parameterized Convolutions for Efficient Inference",
         section 3; the routing's bias and the experts' biases are those of the published code.
@@ -35,20 +32,14 @@ class CondConv2d(ConvSlot):
     # The paper's ResNet-50 and EfficientNet-B0 are dynamic in their last three blocks.
     paper_blocks = 3
 
-    def __init__(
-        self,
-        *conv: Any,
-        num_experts: int = 8,
-        **conv_options: Any,
-    ) -> None:
+    def __init__(self, *conv: Any, num_experts: int = 8, **conv_options: Any) -> None:
         super().__init__(*conv, **conv_options)
         positive(num_experts=num_experts)
         self.num_experts = num_experts
         self.routing_fn = nn.Linear(self.in_channels, num_experts)
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, self.out_channels)) if self.has_bias else None
-        )
+        bias = nn.Parameter(torch.empty(num_experts, self.out_channels))
+        self.bias = bias if self.has_bias else None
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
     def routing_weights(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b e"]:
@@ -84,10 +75,8 @@ class CondConv2d(ConvSlot):
 
 
 class CondConv1d(CondConv2d):
-    __doc__ = CondConv2d.__doc__
     dims = 1
 
 
 class CondConv3d(CondConv2d):
-    __doc__ = CondConv2d.__doc__
     dims = 3

@@ -29,19 +29,12 @@ class DeformConv2d(ConvSlot):
     Attributes:
         offset: convolution of x to 2 K offsets (y, x of each tap) and K modulations; K taps.
 
-    Shape:
-        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
-
     Source:
         Zhu et al., "Deformable ConvNets v2", equation 1. A static convolution's kernel is
         doubled for the start, so that the output stays the same.
     """
 
-    def __init__(
-        self,
-        *conv: Any,
-        **conv_options: Any,
-    ) -> None:
+    def __init__(self, *conv: Any, **conv_options: Any) -> None:
         super().__init__(*conv, **conv_options)
         self.taps = math.prod(self.kernel_size)
         self.weight = nn.Parameter(torch.empty(self.kernel_shape))
@@ -67,12 +60,11 @@ class DeformConv2d(ConvSlot):
             )
         return y.to(dtype)
 
-    def why_not_static(self) -> str | None:
-        """Why no static convolution computes the layer."""
+    def why_not_static(self) -> str:
         return "its taps depend on the position"
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """No offsets, modulations of 1/2, and a doubled kernel; there are no experts."""
+        """No offsets, modulations of 1/2, and a doubled kernel."""
         self.weight.copy_(2 * weight)
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)

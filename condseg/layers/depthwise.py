@@ -24,12 +24,7 @@ def conv_depthwise(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
 ) -> Float[Tensor, "b c h_out w_out"]:
-    """Convolve each channel with its own kernel; padding is with zeros.
-
-    Args:
-        x: the maps.
-        weight: one kernel per channel.
-        stride, padding, dilation: (vertical, horizontal), in pixels, as in ``nn.Conv2d``.
+    """Convolve each channel with its own kernel; arguments as of ``F.conv2d``.
 
     Shape:
         (B, C, H, W) and (C, 1, kh, kw) -> (B, C, H_out, W_out).

@@ -32,8 +32,7 @@ def dynamic_local_filter(
         filters: T = k_h * k_w taps, row-major, per position. ``"shared"``: F = T, one filter for
             all channels; ``"perchannel"``: F = C * T, one per channel; ``"joint"``: F = C * T, and
             the filtered channels are summed.
-        kernel_size: (height, width), odd.
-        dilation: distance of neighbouring taps in pixels.
+        kernel_size, dilation: as in :func:`filter_locally`.
 
     Shape:
         (B, C, H, W) and (B, F, H, W) -> (B, C, H, W), or (B, 1, H, W) for ``"joint"``.
@@ -62,8 +61,7 @@ class FilterGenerator(nn.Sequential):
         (B, C_guide, H, W) -> (B, F, H, W) filter logits.
 
     Source:
-        De Brabandere et al., section 4: convolutional encoder-decoder with a 1x1 end; here one
-        level deep, because it is one layer of a larger network.
+        De Brabandere et al., section 4; here one level deep, as part of a larger network.
     """
 
     def __init__(self, guide_channels: int, filters: int, width: int = 32) -> None:
@@ -78,10 +76,7 @@ class FilterGenerator(nn.Sequential):
         )
 
     def forward(self, guide: Tensor) -> Tensor:
-        x = guide
-        for layer in list(self)[:-1]:
-            x = layer(x)
-        return resize_like(self[-1](x), guide)
+        return resize_like(super().forward(guide), guide)  # type: ignore[no-untyped-call]
 
 
 class DynamicLocalFilter2d(nn.Module):
@@ -90,8 +85,7 @@ class DynamicLocalFilter2d(nn.Module):
     .. math:: y(i, j) = \sum_{u, v} F_{ij}(u, v)\; x(i + u, j + v), \qquad F = g(\text{guide})
 
     Args:
-        in_channels: channels of x.
-        guide_channels: channels of the guide.
+        in_channels, guide_channels: of x and of the guide.
         out_channels: if not the number of filtered channels, a 1x1 convolution follows.
         kernel_size: (height, width) of a filter, odd.
         dilation: distance of neighbouring taps in pixels.
@@ -148,8 +142,7 @@ class DynamicLocalFilter2d(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], guide: Float[Tensor, "b g h2 w2"]
     ) -> Float[Tensor, "b o h w"]:
-        filters = self.filters(resize_like(guide, x))
-        y: Tensor = self.fuse(self._filter(x, filters))
+        y: Tensor = self.fuse(self._filter(x, self.filters(resize_like(guide, x))))
         return y
 
     def _filter(self, x: Tensor, filters: Tensor) -> Tensor:
@@ -214,16 +207,14 @@ class DynamicConv2d(ConvSlot):
         return self._convolve(x, *self.kernel_and_bias(x, guide))
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """The static kernel becomes the generator's last bias; there are no experts."""
+        """The static kernel becomes the generator's last bias."""
         nn.init.zeros_(self.generate.weight)
         self.generate.bias.copy_(weight.flatten())
 
 
 class DynamicConv1d(DynamicConv2d):
-    __doc__ = DynamicConv2d.__doc__
     dims = 1
 
 
 class DynamicConv3d(DynamicConv2d):
-    __doc__ = DynamicConv2d.__doc__
     dims = 3

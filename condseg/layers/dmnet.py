@@ -42,8 +42,7 @@ class DynamicContextFilter2d(nn.Module):
         g_k(x) = \mathrm{conv}_{1 \times 1}(\mathrm{pool}_{k \times k}(x))
 
     Args:
-        in_channels: channels of x.
-        channels: channels of f(x) and of the result.
+        in_channels, channels: of x; of f(x) and of the result.
         filter_size: k, the kernel's height and width; zero padding keeps the map's size, with one
             pixel more at the left and the top for an even kernel.
         guide_channels: channels of the map from which the filters are pooled; x's by default.
@@ -107,7 +106,7 @@ class DynamicMultiScaleFilter2d(nn.Module):
         in_channels: channels of x.
         guide_channels: channels of the map from which the filters are pooled; x's by default.
         out_channels: in_channels by default.
-        channels: channels of each scale; out_channels by default.
+        channels: of each scale; out_channels by default.
         filter_sizes: of the parallel branches.
         fusion, norm: of the branches, see :class:`DynamicContextFilter2d`.
 

@@ -48,14 +48,12 @@ class DyConv2d(ConvSlot, Annealed):
             for images (3 channels) it is num_experts, both as in the public implementation.
         temperature: of the softmax; annealed from about 30 to 1 over the first epochs.
 
-    Shape:
-        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
-
     Source:
         Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", eq. 2 and 4.
     """
 
     attention_module = "attention"
+    folds_norms = True
     # The paper's networks are dynamic in all convolutions but the first.
     paper_shortcuts = True
 
@@ -73,9 +71,8 @@ class DyConv2d(ConvSlot, Annealed):
         hidden = num_experts if self.in_channels == 3 else int(self.in_channels * reduction) + 1
         self.attention = _Attention(self.in_channels, num_experts, hidden)
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, self.out_channels)) if self.has_bias else None
-        )
+        bias = nn.Parameter(torch.empty(num_experts, self.out_channels))
+        self.bias = bias if self.has_bias else None
         self._add_temperature(temperature)
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
@@ -84,27 +81,25 @@ class DyConv2d(ConvSlot, Annealed):
             return {"kernel": self.attention(x, self.temperature)}
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
+        attention = self.attentions(x)["kernel"]
         with full_precision(x):
-            attention = self.attention(x, self.temperature)
             bias = None if self.bias is None else mix(attention, self.bias)
             return mix(attention, self.weight), bias
 
     def fold_norm_(self, norm: _BatchNorm) -> bool:
-        self._fold_into_experts_(norm)
+        folded = super().fold_norm_(norm)
         assert self.bias is not None
         if self.bias.dim() == 1:  # attentions sum to one: every expert has the whole bias
             self.bias = nn.Parameter(self.bias.detach().repeat(self.num_experts, 1))
-        return True
+        return folded
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
         start_in_pairs_(self.weight, weight, spread, *self.attention.fc2.parameters())
 
 
 class DyConv1d(DyConv2d):
-    __doc__ = DyConv2d.__doc__
     dims = 1
 
 
 class DyConv3d(DyConv2d):
-    __doc__ = DyConv2d.__doc__
     dims = 3

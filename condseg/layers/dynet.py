@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_in_pairs_
 from condseg.layers.per_sample import conv_experts, mix
@@ -25,14 +24,10 @@ class DyNetConv2d(ConvSlot):
     batch), kernels in inference (fewer multiplications).
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-            padding_mode: as in ``nn.Conv2d``; the bias is one, not mixed.
+        conv, conv_options: ``nn.Conv2d``'s arguments; the bias is one, not mixed.
         num_experts: fixed kernels an output channel (the paper's g_t).
         dropout: rate, in front of the coefficients' linear layer.
         mixing: what is mixed; ``"auto"`` is features in training and kernels in inference.
-
-    Shape:
-        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
 
     Source:
         Zhang et al., "DyNet: Dynamic Convolution for Accelerating Convolutional Neural Networks",
@@ -40,6 +35,7 @@ class DyNetConv2d(ConvSlot):
     """
 
     attention_module = "coefficient_fn"
+    folds_norms = True
 
     def __init__(
         self,
@@ -89,10 +85,6 @@ class DyNetConv2d(ConvSlot):
             kernel = mix(self.coefficients(x), self.weight)
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
-    def fold_norm_(self, norm: _BatchNorm) -> bool:
-        self._fold_into_experts_(norm)
-        return True
-
     def _start_from_(self, weight: Tensor, spread: float) -> None:
         head, shape = self.coefficient_fn, (self.num_experts, self.out_channels)
         rows = (head.weight.unflatten(0, shape), head.bias.unflatten(0, shape))
@@ -100,10 +92,8 @@ class DyNetConv2d(ConvSlot):
 
 
 class DyNetConv1d(DyNetConv2d):
-    __doc__ = DyNetConv2d.__doc__
     dims = 1
 
 
 class DyNetConv3d(DyNetConv2d):
-    __doc__ = DyNetConv2d.__doc__
     dims = 3

@@ -1,7 +1,13 @@
-"""HDFNet: hierarchical dynamic filtering guided by a second input (Pang et al., ECCV 2020)."""
+"""HDFNet: filters guided by a second input.
+
+Source:
+    Pang et al., "Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection" (ECCV
+    2020).
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,11 +26,8 @@ class ConvNormReLU(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
         super().__init__()
-        self.basicconv = nn.Sequential(
-            Conv3x3(in_channels, out_channels, bias=False),
-            map_norm(norm, out_channels),
-            nn.ReLU(),
-        )
+        conv = Conv3x3(in_channels, out_channels, bias=False)
+        self.basicconv = nn.Sequential(conv, map_norm(norm, out_channels), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.basicconv(x)
@@ -44,8 +47,8 @@ class DenseLayer2d(nn.Module):
         (B, C, H, W) -> (B, O, H, W).
 
     Source:
-        Pang et al., "Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection",
-        section 3.2, as in the published code: only the last step is joined with the map.
+        Pang et al., section 3.2, as in the published code: only the last step is joined with the
+        map.
     """
 
     def __init__(
@@ -164,8 +167,7 @@ class DynamicDilatedFilter2d(nn.Module):
         self, x: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b c t h w"]
     ) -> Float[Tensor, "b c h w"]:
         """The dynamic filtering alone."""
-        size = (self.kernel_size, self.kernel_size)
-        return filter_locally(x, kernels, size, self.dilation)
+        return filter_locally(x, kernels, (self.kernel_size,) * 2, self.dilation)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], guide: Float[Tensor, "b g h2 w2"]
@@ -181,20 +183,16 @@ class DynamicDilatedPyramid2d(nn.Module):
     the guide -> concatenated with the 1x1 convolution's output -> 3x3 convolution, norm, ReLU.
 
     Args:
-        in_channels, guide_channels, out_channels: of x, of the guide, of the result.
-        kernel_size: of the dynamic kernels, odd.
+        in_channels, guide_channels, out_channels, kernel_size, steps: of the branches.
         dilations: of the parallel branches.
         reduction: the branches are out_channels // reduction wide.
-        steps: dense steps of the kernel-generating networks.
         norm: batch as published, layer, or none.
 
     Shape:
-        (B, C, H, W) and guide (B, C_guide, H', W') -> (B, O, H, W); a guide of another size is
-        resized.
+        (B, C, H, W) and guide (B, C_guide, H', W') -> (B, O, H, W), as of a branch.
 
     Source:
-        Pang et al., "Hierarchical Dynamic Filtering Network for RGB-D Salient Object Detection",
-        section 3.3, fig. 3.
+        Pang et al., section 3.3, fig. 3.
     """
 
     def __init__(
@@ -214,17 +212,11 @@ class DynamicDilatedPyramid2d(nn.Module):
         self.dilations = check_sizes("dilations", dilations)
         width = max(out_channels // reduction, 1)
         self.down_input = nn.Conv2d(in_channels, width, 1)
+        branch = functools.partial(
+            DynamicDilatedFilter2d, width, guide_channels, width, kernel_size=kernel_size
+        )
         for d in self.dilations:
-            branch = DynamicDilatedFilter2d(
-                width,
-                guide_channels,
-                width,
-                kernel_size=kernel_size,
-                dilation=d,
-                steps=steps,
-                norm=norm,
-            )
-            self.add_module(f"branch_{d}", branch)
+            self.add_module(f"branch_{d}", branch(dilation=d, steps=steps, norm=norm))
         self.fuse = ConvNormReLU(width * (1 + len(self.dilations)), out_channels, norm)
 
     def forward(
@@ -267,12 +259,11 @@ def hybrid_enhanced_loss(
     mean = F.avg_pool2d(target, 5, stride=1, padding=2)
     edge = (mean != target).to(probabilities.dtype)
 
-    def total(values: Tensor) -> Tensor:
-        return values.sum((2, 3))
+    def share(values: Tensor, pixels: Tensor) -> Tensor:
+        return values.sum((2, 3)) / (pixels.sum((2, 3)) + eps)
 
     background = 1 - target
-    along_edge = total(edge * (probabilities - target).abs()) / (total(edge) + eps)
-    missed = total(target - target * probabilities) / (total(target) + eps)
-    false = total(background * probabilities) / (total(background) + eps)
-    region = missed + false
+    along_edge = share(edge * (probabilities - target).abs(), edge)
+    missed = share(target - target * probabilities, target)
+    region = missed + share(background * probabilities, background)
     return HybridEnhancedLoss((along_edge + region).mean(), along_edge, region)

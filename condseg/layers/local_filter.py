@@ -32,8 +32,7 @@ def filter_locally(
 
     Args:
         x: the map; zeros lie outside of it.
-        filters: T = k_h * k_w taps, row-major, per channel and position; F = C, or 1 for one
-            filter that all channels share.
+        filters: T = k_h * k_w taps, row-major, per channel and position, or per position.
         kernel_size: (height, width), odd.
         dilation: distance of neighbouring taps in pixels.
 

@@ -64,18 +64,11 @@ def dynamic_network(name: str, num_classes: int = 1000, **options: Any) -> nn.Mo
         to_dynamic(network, factory, [f"features.{i}" for i in range(12, 18)], copy=False)
     else:
         to_dynamic(network, factory, copy=False)
-    if layer == "cond":
-        _make_classifier_dynamic(network, factory)
+    if layer == "cond":  # the linear layer becomes a 1x1 convolution of a map of one pixel
+        last = "fc" if static.startswith("resnet") else "classifier.1"
+        conv = factory(network.get_submodule(last).in_features, num_classes, 1)
+        network.set_submodule(last, nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), conv, nn.Flatten()))
     return network
-
-
-def _make_classifier_dynamic(network: nn.Module, factory: Callable[..., nn.Module]) -> None:
-    """Replace the linear layer by a 1x1 convolution of a map of one pixel."""
-    name = "fc" if hasattr(network, "fc") else "classifier.1"
-    linear = network.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    conv = factory(linear.in_features, linear.out_features, 1)
-    network.set_submodule(name, nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), conv, nn.Flatten()))
 
 
 def __getattr__(name: str) -> Callable[..., nn.Module]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers.parts import (
     Annealed,
@@ -65,15 +64,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *s"], temperature: Tensor) -> ODAttention:
         hidden = torch.relu(self.bn(self.fc(pool(x, self.fc.weight))))
-        heads = (self.filter_fc, self.spatial_fc, self.kernel_fc)
-        channel = self.channel_fc(hidden) / temperature
-        filter_, spatial, kernel = (None if h is None else h(hidden) / temperature for h in heads)
-        return ODAttention(
-            torch.sigmoid(channel),
-            None if filter_ is None else torch.sigmoid(filter_),
-            None if spatial is None else torch.sigmoid(spatial),
-            None if kernel is None else torch.softmax(kernel, dim=1),
-        )
+        heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
+        sigmoids = [None if h is None else torch.sigmoid(h(hidden) / temperature) for h in heads]
+        kernel = None
+        if self.kernel_fc is not None:
+            kernel = torch.softmax(self.kernel_fc(hidden) / temperature, dim=1)
+        return ODAttention._make([*sigmoids, kernel])
 
 
 class ODConv2d(ConvSlot, Annealed):
@@ -96,9 +92,6 @@ class ODConv2d(ConvSlot, Annealed):
         temperature: divides all logits; annealed from 31 to 1 over the first epochs.
         norm: of the attention's hidden vector.
 
-    Shape:
-        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
-
     Source:
         Li et al., "Omni-Dimensional Dynamic Convolution", eq. 2 and section 3.2. A bias
         (the published layer has none) is added without attention, so that the bias of a static
@@ -107,6 +100,7 @@ class ODConv2d(ConvSlot, Annealed):
     """
 
     attention_module = "attention"
+    folds_norms = True
 
     def __init__(
         self,
@@ -189,13 +183,8 @@ class ODConv2d(ConvSlot, Annealed):
 
     def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
         with full_precision(x):
-            channel, filter_, spatial, kernel = self.attention(x, self.temperature)
-        axes = {"kernel": kernel, "filter": filter_, "channel": channel, "spatial": spatial}
+            axes = self.attention(x, self.temperature)._asdict()
         return {axis: values for axis, values in axes.items() if values is not None}
-
-    def fold_norm_(self, norm: _BatchNorm) -> bool:
-        self._fold_into_experts_(norm)
-        return True
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
@@ -212,10 +201,8 @@ class ODConv2d(ConvSlot, Annealed):
 
 
 class ODConv1d(ODConv2d):
-    __doc__ = ODConv2d.__doc__
     dims = 1
 
 
 class ODConv3d(ODConv2d):
-    __doc__ = ODConv2d.__doc__
     dims = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -95,13 +95,14 @@ class BatchNorm2d(_OneValue, nn.BatchNorm2d):
 
 def pooled_norm(norm: Norm, channels: int) -> nn.Module:
     """Norm of a pooled vector (B, C): batch as published; layer or none for very small batches."""
-    if norm == "batch":
-        return BatchNorm1d(channels)
-    if norm == "layer":
-        return nn.LayerNorm(channels)
-    if norm == "none":
-        return nn.Identity()
-    raise ValueError(f"norm={norm!r} must be 'batch', 'layer' or 'none'")
+    norms: dict[str, Callable[[int], nn.Module]] = {
+        "batch": BatchNorm1d,
+        "layer": nn.LayerNorm,
+        "none": nn.Identity,
+    }
+    if norm not in norms:
+        raise ValueError(f"norm={norm!r} must be 'batch', 'layer' or 'none'")
+    return norms[norm](channels)
 
 
 def map_norm(norm: Norm, channels: int) -> nn.Module:

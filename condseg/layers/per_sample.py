@@ -42,14 +42,11 @@ def conv_per_sample(
 ) -> Float[Tensor, "b o *s_out"]:
     r"""Convolve every sample with its own kernel: :math:`y_b = W_b * x_b + \beta_b`.
 
-    Args:
-        x: the maps; the batch may be empty.
-        weight: one kernel per sample, with the axes of ``nn.Conv2d.weight``.
-        bias: one bias per sample.
-        stride, padding, dilation, groups: as in ``nn.Conv2d``; padding is with zeros.
+    Stride, zero padding, dilation and groups are as in ``nn.Conv2d``.
 
     Shape:
-        (B, C, *s) and (B, O, C / groups, *k) -> (B, O, *s_out), in one, two or three dimensions.
+        (B, C, *s), (B, O, C / groups, *k) and (B, O) -> (B, O, *s_out), in one, two or three
+        dimensions; B may be 0.
     """
     dims = x.dim() - 2
     batch = x.shape[0]
@@ -64,12 +61,13 @@ def conv_per_sample(
         biases = [None] * batch if bias is None else bias.unbind()
         samples = zip(x.split(1), weight.unbind(), biases, strict=True)
         return torch.cat([_conv_one(*sample, steps, groups) for sample in samples])
-    elif dims == 2 and groups == x.shape[1] == weight.shape[1]:
-        beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)
-        y = conv_depthwise(beside, kernels, *steps)
+    else:  # all samples in one convolution, as its groups
+        beside, kernels = x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1)  # (1, B C, *s)
+        if dims == 2 and groups == x.shape[1] == weight.shape[1]:
+            y = conv_depthwise(beside, kernels, *steps)
+        else:
+            y = CONV[dims](beside, kernels, None, *steps, batch * groups)
         y = y.view(batch, -1, *y.shape[2:])
-    else:
-        y = _samples_as_groups(x, weight, steps, groups)
     if bias is not None:
         y = y + bias.to(y.dtype).view(*bias.shape, *(1,) * dims)
     return y
@@ -79,15 +77,6 @@ def _conv_one(x: Tensor, weight: Tensor, bias: Tensor | None, steps: Steps, grou
     if weight.shape[2:] == (3, 3) and steps == ((1, 1), (1, 1), (1, 1)) and groups == 1:
         return conv3x3(x, weight, bias)
     return CONV[x.dim() - 2](x, weight, bias, *steps, groups)
-
-
-def _samples_as_groups(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:
-    """All samples in one convolution, as its groups."""
-    batch = x.shape[0]
-    beside = x.reshape(1, -1, *x.shape[2:])  # (1, B C, *s)
-    kernels = weight.flatten(0, 1)  # (B O, C/g, *k)
-    y = CONV[x.dim() - 2](beside, kernels, None, *steps, batch * groups)
-    return y.view(batch, -1, *y.shape[2:])
 
 
 def _matmul_per_sample(
@@ -110,12 +99,8 @@ def _matmul_per_sample(
 def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[slice]:
     """Blocks of output channels whose kernels fit the cache from mixing to convolution.
 
-    On CPU without gradients; gradients keep all kernels anyway.
-
-    Args:
-        x: the maps.
-        kernel_shape: (O, C / groups, *k) of one sample's kernel.
-        groups: of the convolution; with several, all channels are one block.
+    On CPU without gradients; gradients keep all kernels anyway. With several groups, all channels
+    are one block. The shape is (O, C / groups, *k) of one sample's kernel.
     """
     out, *each = kernel_shape
     fitting = BLOCK // max(1, len(x) * math.prod(each))

@@ -36,12 +36,17 @@ class ConvSlot(nn.Module):
             SAME, which depends on the size of the input; the output has size ceil(size / stride)).
         padding_mode: zeros, reflect, replicate or circular.
 
+    Shape:
+        (B, C, H, W) -> (B, O, H_out, W_out), as ``nn.Conv2d``; B may be 0.
+
     Raises:
         ValueError: an argument is one that ``nn.Conv2d`` refuses.
     """
 
     bias: Tensor | None
     dims: ClassVar[int] = 2
+    folds_norms: ClassVar[bool] = False
+    """Whether a batch norm of the output folds into experts and bias."""
     attention_module: ClassVar[str | None] = None
     """Name of the submodule that computes the attentions; None without attentions."""
     paper_blocks: ClassVar[int | None] = None
@@ -162,26 +167,20 @@ class ConvSlot(nn.Module):
     def fold_norm_(self, norm: _BatchNorm) -> bool:
         """Fold a batch norm in evaluation, applied to the output, into experts and bias.
 
+        The experts (E, O, ...) are scaled per output channel; the bias is (O,) or (E, O).
+
         Returns:
             False, and the layer is unchanged, where that is not exact or not implemented.
         """
-        return False
-
-    def _fold_into_experts_(self, norm: _BatchNorm) -> None:
-        """Scale the experts (E, O, ...) per output channel; the bias is (O,) or (E, O)."""
+        if not self.folds_norms:
+            return False
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        self.weight, self.bias = fuse_conv_bn_weights(
-            self.get_parameter("weight"),
-            self.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-            transpose=True,
-        )
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        weight = self.get_parameter("weight")
+        self.weight, self.bias = fuse_conv_bn_weights(weight, self.bias, *statistics, True)
         self.has_bias = True
+        return True
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
         return self._convolve(x, *self.kernel_and_bias(x))
@@ -201,12 +200,19 @@ class ConvSlot(nn.Module):
                 static kernel with the same attention, so the spread does not change the output.
                 With equal experts (0) the attention has no gradient.
         """
-        weight, bias = self._static(conv)
+        if not is_static(conv):
+            raise ValueError(f"conv={type(conv).__name__} must be a plain convolution")
+        shape = tuple(conv.weight.shape)
+        if shape != self.kernel_shape or (conv.bias is not None) != self.has_bias:
+            raise ValueError(
+                f"conv has a kernel {shape} {'without' if conv.bias is None else 'with'} bias; the "
+                f"layer's is {self.kernel_shape} {'with' if self.has_bias else 'without'} bias"
+            )
         if spread < 0:
             raise ValueError(f"spread={spread} must not be negative")
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
-        self._start_from_(weight, spread)
+        if self.bias is not None and conv.bias is not None:
+            self.bias.copy_(conv.bias)
+        self._start_from_(conv.weight, spread)
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
         """Make this the kernel of every sample; the bias has been copied."""
@@ -236,15 +242,11 @@ class ConvSlot(nn.Module):
         return "padding='tf_same' with a stride needs timm's Conv2dSame, 2-D, with zeros"
 
     def to_static(self, kernel: Tensor, bias: Tensor | None = None) -> nn.Module:
-        """Build the static convolution that has this kernel and bias.
+        """Build the static convolution that has this kernel (O, C / groups, *k) and bias (O,).
 
         With ``kernel, bias = layer.kernel_and_bias(x)``, ``layer.to_static(kernel[0], bias[0])``
         computes for the sample x what the layer does. ``mix(attention, layer.weight)[0]`` is the
         kernel of an attention of your own.
-
-        Args:
-            kernel: (O, C / groups, *k).
-            bias: (O,), or None.
 
         Raises:
             ValueError: the kernel or the bias has another shape, or :meth:`why_not_static`
@@ -262,32 +264,11 @@ class ConvSlot(nn.Module):
             padding = "same"
             if any(s != 1 for s in self.stride):
                 build, more, padding = timm_same_conv(), {}, 0
-        conv: nn.Module = build(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            bias is not None,
-            **more,
-        )
+        sizes = (self.in_channels, self.out_channels, self.kernel_size, self.stride, padding)
+        conv: nn.Module = build(*sizes, self.dilation, self.groups, bias is not None, **more)
         state = {"weight": kernel} if bias is None else {"weight": kernel, "bias": bias}
         conv.to(kernel.dtype).load_state_dict(state)
         return place_like(conv, self)
-
-    def _static(self, conv: nn.Module) -> tuple[Tensor, Tensor | None]:
-        """Kernel and bias of a convolution of the same shape."""
-        if not is_static(conv):
-            raise ValueError(f"conv={type(conv).__name__} must be a plain convolution")
-        shape = tuple(conv.weight.shape)
-        if shape != self.kernel_shape or (conv.bias is not None) != self.has_bias:
-            raise ValueError(
-                f"conv has a kernel {shape} {'without' if conv.bias is None else 'with'} bias; the "
-                f"layer's is {self.kernel_shape} {'with' if self.has_bias else 'without'} bias"
-            )
-        return conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
 
     def extra_repr(self) -> str:
         ones, zeros = (1,) * self.dims, (0,) * self.dims

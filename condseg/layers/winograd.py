@@ -6,7 +6,7 @@ The output is that of ``nn.Conv2d``; the algorithm is in ``condseg/native/winogr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,14 +84,10 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
-    @overload
-    def forward(self, x: Tensor) -> Tensor: ...
-    @overload
-    def forward(self, x: Sequence[Tensor]) -> list[Tensor]: ...
-    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        maps = [x] if isinstance(x, Tensor) else x
-        results = conv3x3_maps(maps, self.weight, self.bias)
-        return results[0] if isinstance(x, Tensor) else results
+    def forward(self, x: Any) -> Any:
+        single = isinstance(x, Tensor)
+        results = conv3x3_maps([x] if single else x, self.weight, self.bias)
+        return results[0] if single else results
 
 
 def use_conv3x3_(network: nn.Module) -> int:
@@ -110,16 +106,12 @@ def use_conv3x3_(network: nn.Module) -> int:
         if conv._forward_hooks or conv._forward_pre_hooks:
             continue
         if conv not in built:
-            built[conv] = _conv3x3_of(conv)
+            with torch.device("meta"):  # draws no random numbers
+                built[conv] = Conv3x3(conv.in_channels, conv.out_channels, conv.bias is not None)
+            built[conv].weight, built[conv].bias = conv.weight, conv.bias
+            built[conv].train(conv.training)
         network.set_submodule(name, built[conv])
     return len(built)
-
-
-def _conv3x3_of(conv: nn.Conv2d) -> Conv3x3:
-    with torch.device("meta"):  # draws no random numbers
-        new = Conv3x3(conv.in_channels, conv.out_channels, conv.bias is not None)
-    new.weight, new.bias = conv.weight, conv.bias
-    return new.train(conv.training)
 
 
 def _is_3x3(conv: nn.Conv2d) -> bool:
