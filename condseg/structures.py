@@ -294,3 +294,8 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def above(self, score: float) -> Detections:
+        """The detections with at least this score."""
+        keep = self.scores >= score
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep])

@@ -21,13 +21,7 @@ def data_root(name: str) -> Path:
 def find_files(
     root: Path, split: Literal["train", "val"], annotations: str | None, images: str | None
 ) -> tuple[Path, Path]:
-    """The json and the image folder of a set, see :class:`condseg.data.datamodule.DataModule`.
-
-    Args:
-        root: folder that is searched.
-        split: which set.
-        annotations: the json; None searches it.
-        images: the image folder; None searches it.
+    """The json and the image folder of a set; None is searched in ``root``, see ``DataModule``.
 
     Raises:
         DataNotFoundError: one of them does not exist.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -180,23 +181,17 @@ class CocoEvaluator:
         if len(images) < len(self._truth.imgs):
             notes.append(f"only {len(images)} of the set's {len(self._truth.imgs)} images")
         evaluations = {kind: self._evaluate(kind, images) for kind in KINDS}
+
+        def values(metrics: Callable[[COCOeval], dict[str, float]]) -> dict[str, float]:
+            results = {kind: metrics(evaluation) for kind, evaluation in evaluations.items()}
+            return {f"{kind}/{name}": v for kind, r in results.items() for name, v in r.items()}
+
         objects, by_class = self._count_objects(images)
         return Report(
-            metrics={
-                f"{kind}/{name}": value
-                for kind, evaluation in evaluations.items()
-                for name, value in (_precisions(evaluation) | _recalls(evaluation)).items()
-            },
+            metrics=values(lambda evaluation: _precisions(evaluation) | _recalls(evaluation)),
             classes=tuple(
                 ClassResult(
-                    key,
-                    category["name"],
-                    by_class[key],
-                    {
-                        f"{kind}/{name}": value
-                        for kind, evaluation in evaluations.items()
-                        for name, value in _precisions(evaluation, key).items()
-                    },
+                    key, category["name"], by_class[key], values(partial(_precisions, category=key))
                 )
                 for key, category in sorted(self._truth.cats.items())
             ),

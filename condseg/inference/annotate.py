@@ -88,7 +88,7 @@ def annotate(
         detections = predictor(image, depth_map)
         seconds = time.perf_counter() - start
         size = height, width = image.shape[:2]
-        shown = above(detections, score)
+        shown = detections.above(score)
         drawn = draw(image, shown, predictor.names, scale=legible_scale(height, width))
         Image.fromarray(drawn).save(target, quality=92)
         print(f"{file}: {describe(shown, predictor.names)} ({seconds:.2f} s) -> {target}")
@@ -109,17 +109,6 @@ def annotate(
     for message in errors:
         print(f"error: {message}", file=sys.stderr)
     return len(errors)
-
-
-def above(detections: Detections, score: float) -> Detections:
-    """The detections with at least this score."""
-    keep = detections.scores >= score
-    return Detections(
-        detections.boxes[keep],
-        detections.scores[keep],
-        detections.labels[keep],
-        detections.masks[keep],
-    )
 
 
 def describe(detections: Detections, names: Sequence[str]) -> str:

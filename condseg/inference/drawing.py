@@ -27,6 +27,7 @@ PALETTE: tuple[Colour, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
+_LIGHT = PALETTE[0], PALETTE[1], PALETTE[3]  # relative luminance (WCAG 2) above 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,10 @@ def draw(
             f"masks are {' x '.join(map(str, detections.masks.shape[1:]))} (height x width), the "
             f"image is {height} x {width}"
         )
-    chosen = detections.scores >= score_threshold
-    masks = detections.masks[chosen].cpu().numpy()
-    boxes = detections.boxes[chosen].cpu().numpy()
-    labels = detections.labels[chosen].tolist()
-    scores = detections.scores[chosen].tolist()
-    texts = [f"{names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
+    shown = detections.above(score_threshold)
+    masks, boxes = shown.masks.cpu().numpy(), shown.boxes.cpu().numpy()
+    pairs = zip(shown.labels.tolist(), shown.scores.tolist(), strict=True)
+    texts = [f"{names[k]} {score:.2f}" for k, score in pairs]
     if scale > 1:
         size = (scale * width, scale * height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
@@ -179,7 +178,7 @@ def _draw_labels(
         x, y, right, bottom = place
         taken = np.vstack([taken, place])
         canvas[y:bottom, x:right] = colour
-        ink = (0, 0, 0) if _luminance(colour) > 0.3 else (255, 255, 255)
+        ink = (0, 0, 0) if colour in _LIGHT else (255, 255, 255)
         baseline = (x + margin - extent[0], bottom - round(0.38 * style.font))
         cv2.putText(canvas, text, baseline, ink, font, style.font, 500)
 
@@ -207,11 +206,3 @@ def _place(
 def _area(rectangle: Rectangle) -> int:
     x1, y1, x2, y2 = rectangle
     return (x2 - x1) * (y2 - y1)
-
-
-def _luminance(colour: Colour) -> float:
-    """Relative luminance 0..1 (WCAG 2)."""
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255
-    ]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,16 +66,11 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(
-        cls,
-        path: str | Path | None = None,
-        device: str = "auto",
-        score_threshold: float | None = None,
-        max_detections: int | None = None,
-        precision: str = "32-true",
+        cls, path: str | Path | None = None, *settings: Any, **options: Any
     ) -> Predictor:
         """The predictor of a checkpoint file, by default the newest run's best.
 
-        Args as in :class:`Predictor`.
+        Further arguments are those of :class:`Predictor`.
 
         Raises:
             ValueError: also if there is no checkpoint, or it cannot be read.
@@ -85,7 +81,7 @@ class Predictor:
                 "no --checkpoint, and none under runs/; train one in minutes: 'python "
                 "tools/train.py --config quickstart.yaml'"
             )
-        return cls(restore(path), device, score_threshold, max_detections, precision)
+        return cls(restore(path), *settings, **options)
 
     def __call__(
         self, image: NDArray[np.uint8], depth: NDArray[np.uint16] | None = None

@@ -19,9 +19,6 @@ def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> d
         style: of the backbone, ``caffe`` or ``torchvision``; cannot be inferred.
         source: of the tensors, for messages.
 
-    Returns:
-        Plain data, as in a configuration under ``model.network``.
-
     Raises:
         ValueError: a part is missing or unknown.
     """

@@ -80,12 +80,7 @@ class Restored:
 
 
 def save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint; a process killed meanwhile leaves the old file or the new one.
-
-    Args:
-        content: what :func:`load` returns again.
-        path: of the file; its folder is created.
-    """
+    """Writes a checkpoint; a process killed meanwhile leaves the old file or the new one."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -115,10 +110,6 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
 
 def restore(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Restored:
     """Builds the network and the post-process of a checkpoint.
-
-    Args:
-        path: a file of training (``last.ckpt``, ``best.ckpt``) or ``tools/convert.py``.
-        device: of the network.
 
     Raises:
         ValueError: the file is missing, damaged, or not a condseg checkpoint.

@@ -18,10 +18,6 @@ def fetch_model(name: str, *, offline: bool = False) -> Path:
     ``HF_HOME``, ``HF_ENDPOINT`` and ``TORCH_HOME`` are respected. Each time, the file's SHA-256 is
     compared where it is known (by the hub's cache, or from the file's name).
 
-    Args:
-        name: a key of ``registry.MODELS``.
-        offline: use the cache only.
-
     Raises:
         ValueError: unknown name, not in the cache and offline, cannot be downloaded, or damaged.
     """

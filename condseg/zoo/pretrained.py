@@ -100,14 +100,9 @@ def model_content(name: str, *, offline: bool = False) -> dict[str, Any]:
 def open_model(
     checkpoint: str | Path | None = None, model: str | None = None, *, offline: bool = False
 ) -> Restored:
-    """A trained model: of a file, a published one, or by default the newest run's best.
+    """A trained model: of a checkpoint, a published one, or by default the newest run's best.
 
-    Without any run, the default is ``registry.DEFAULT_MODEL``.
-
-    Args:
-        checkpoint: a file of training or ``tools/convert.py``.
-        model: name of a published model.
-        offline: download nothing.
+    Without any run, the default is ``registry.DEFAULT_MODEL``. ``offline`` downloads nothing.
 
     Raises:
         ValueError: both are named, or the model cannot be read or downloaded.
@@ -131,10 +126,7 @@ def open_model(
 
 
 def start_content(source: str) -> dict[str, Any]:
-    """The content of the checkpoint to start a training from.
-
-    Args:
-        source: a checkpoint of condseg or another project, or the name of a published model.
+    """The content of a checkpoint of condseg or another project, or of a published model.
 
     Raises:
         ValueError: it cannot be read or downloaded.

@@ -35,10 +35,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Reads the named tensors of a ``.pth``/``.pt``/``.ckpt`` or ``.safetensors`` file.
 
     A dictionary inside under ``state_dict``, ``model`` or ``model_state_dict`` is unwrapped, numpy
-    arrays become tensors, and the prefix ``module.`` of data-parallel training is removed.
-
-    Args:
-        path: the file; pickled code in it is never executed (``weights_only``).
+    arrays become tensors, and the prefix ``module.`` of data-parallel training is removed. Pickled
+    code is never executed (``weights_only``).
 
     Raises:
         ValueError: the file is missing, damaged, holds pickled code or no named tensors.
@@ -46,11 +44,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights: no such file: {path}")
-    content: Any
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    else:
-        content = read_pickled(path, "weights")
+    safe = path.suffix == ".safetensors"
+    content: Any = _read_safetensors(path) if safe else read_pickled(path, "weights")
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -64,12 +59,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_pickled(path: Path, what: str, device: str | torch.device = "cpu") -> Any:
-    """Reads a file of ``torch.save`` without executing code in it.
-
-    Args:
-        path: the file.
-        what: the word that messages begin with.
-        device: of the tensors.
+    """Reads a file of ``torch.save`` without executing code in it; messages begin with ``what``.
 
     Raises:
         ValueError: a damaged file, or one that holds more than tensors, numpy arrays and plain
@@ -204,11 +194,7 @@ def sha256_in_name(path: Path) -> str:
 
 
 def check_sha256(path: Path) -> None:
-    """Compares a file with the SHA-256 in its name.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """Raises ValueError if a file's SHA-256 is not the one in its name."""
     expected = sha256_in_name(path)
     if not expected:
         return

@@ -27,10 +27,6 @@ HOW_TO_START_WITHOUT = (
 def torchvision_state(name: str, recipe: str = "IMAGENET1K_V1") -> dict[str, Tensor]:
     """The classifier's weights of a torchvision network, from torch.hub's cache or the internet.
 
-    Args:
-        name: torchvision's name, ``resnet50``.
-        recipe: entry of torchvision's list of weights for this network.
-
     Raises:
         ValueError: they cannot be downloaded, or the file's SHA-256 is another one than torchvision
             published.
@@ -62,7 +58,7 @@ def lite_state(name: str, keys: Iterable[str]) -> dict[str, Tensor]:
 
     Args:
         name: ``tf_efficientnet_lite0``, 1 or 2.
-        keys: names of all tensors of timm's network, which are in the same order in the package.
+        keys: of timm's network; the package has its tensors in the same order.
 
     Raises:
         ValueError: the package is not installed.
