@@ -2,6 +2,12 @@
 
 python tools/benchmark.py targets --output docs/benchmarks    # or --device cuda
 python tools/benchmark.py layers --page docs/layers/README.md --output docs/layers
+
+targets     the table of all bars: dynamic parts, whole networks, training step
+model       the whole evaluation: by stage, published form, torchvision's Mask R-CNN
+train       a training step: published form, by stage
+mask-head   the dynamic parts alone: mask head, post-process, FCOS head, local filters
+layers      each dynamic layer, relative to nn.Conv2d of the same shape
 """
 
 import argparse
@@ -10,19 +16,18 @@ import os
 # Without it, the profiler, which counts memory, reports an error for each missing GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from studies.benchmarks import layers, loader, model, parts, targets, train
+from studies.benchmarks import layers, model, parts, train
+from studies.benchmarks.session import Benchmark
 
 from condseg.errors import user_errors
 
 COMMANDS = {
-    "targets": targets,
-    "model": model,
-    "layers": layers,
-    "mask-head": parts,
-    "train": train,
-    "loader": loader,
+    "targets": Benchmark((parts.comparisons, model.comparisons, train.comparisons)).run,
+    "model": Benchmark((model.comparisons,), model.curves, model.stages).run,
+    "train": Benchmark((train.comparisons,), stages=train.stages).run,
+    "mask-head": Benchmark((parts.comparisons,), parts.curves).run,
+    "layers": layers.run,
 }
-"""Name -> a module with a docstring, ``add_arguments(parser)`` and ``run(args)``."""
 
 
 def main() -> None:
@@ -31,14 +36,21 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
-    for name, module in COMMANDS.items():
-        about = (module.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        module.add_arguments(command)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--quick", action="store_true", help="small shapes, to try it")
+    parser.add_argument("--rounds", type=int, default=30, help="max samples of each time")
+    parser.add_argument("--seconds", type=float, default=20.0,
+                        help="for the samples of a comparison, about; not of layers")  # fmt: skip
+    parser.add_argument("--only", default="", help="only comparisons with this in their name")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--output", default="out/benchmark", help="folder of page, JSON, chart")
+    parser.add_argument("--page", help="of layers: a Markdown page whose table is replaced")
     args = parser.parse_args()
     with user_errors():
-        COMMANDS[args.command].run(args)
+        for name in ("rounds", "seconds"):
+            if getattr(args, name) < 1:
+                raise ValueError(f"{name} is {getattr(args, name)}; 1 or more is allowed")
+        COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":

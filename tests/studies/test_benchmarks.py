@@ -8,10 +8,9 @@ import sys
 import pytest
 import torch
 from studies import measure
-from studies.benchmarks import compare, inputs, layers, model, parts, subjects, train
+from studies.benchmarks import compare, inputs, layers, model, parts, session, subjects, train
 from studies.benchmarks.compare import Comparison, Line, difference
-from studies.benchmarks.session import Session
-from studies.benchmarks.shapes import Shapes
+from studies.benchmarks.shapes import QUICK, Shapes
 from support.tiny import REPOSITORY
 
 from condseg.structures import Detections
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 TOOL = str(REPOSITORY / "tools" / "benchmark.py")
 CPU = torch.device("cpu")
-SHAPES = dataclasses.replace(Shapes.quick(), image=(64, 96), maps=(8, 12))
+SHAPES = dataclasses.replace(QUICK, image=(64, 96), maps=(8, 12))
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Calls the tool in this process; returns its output and the JSON file."""
-    monkeypatch.setattr(Shapes, "quick", classmethod(lambda cls: SHAPES))
+    monkeypatch.setattr(session, "QUICK", SHAPES)
     monkeypatch.setattr(model, "has_compiler", lambda: False)  # compiling takes a minute
     monkeypatch.setattr(subjects, "mask_rcnn", lambda *_: lambda: torch.ones(1))  # tested below
 
@@ -49,7 +48,9 @@ def run(monkeypatch, tmp_path, capsys):
     return call
 
 
-def test_a_comparison_measures_its_sides_in_turns_and_judges_its_lines(clock):
+def test_a_comparison_measures_its_sides_in_turns_and_judges_its_lines(clock, monkeypatch):
+    monkeypatch.setattr(compare, "peak_memory", lambda *_: {"peak": 1})
+
     def taking(seconds, result=None):
         def run():
             clock[0] += seconds
@@ -102,7 +103,7 @@ def detections(boxes, labels, masks):
 def test_difference_is_the_largest_of_all_tensors():
     x = torch.tensor([3.0, 4.0])
     assert difference(x, x) == 0
-    assert difference([x, {"y": x + torch.tensor([0.0, 0.5])}], [x, {"y": x}]) == 0.1
+    assert difference([x, (x + torch.tensor([0.0, 0.5]),)], [x, (x,)]) == 0.1
     masks = torch.zeros(1, 2, 4, dtype=torch.bool)
     other = masks.clone()
     other[0, 0, 0] = True
@@ -170,12 +171,11 @@ def test_targets(run, tmp_path, monkeypatch):
         assert line["difference"] is None or line["difference"] < 1e-4, line["what"]
 
 
-@pytest.mark.parametrize("part", [model, train])
-def test_stages(run, part):
-    name = part.__name__.rpartition(".")[2]
+@pytest.mark.parametrize("name", ["model", "train"])
+def test_stages(run, name):
     _, content = run(name, "--only", "nothing")
     (table,) = content["tables"].values()
-    assert list(table) == [*part.STAGES, "all"]
+    assert list(table) == [*{"model": model, "train": train}[name].STAGES, "all"]
     assert all(set(row) == {"fast", "published"} for row in table.values())
 
 
@@ -188,14 +188,14 @@ def test_curves(run):
         assert side["seconds"]["median"] > 0
 
 
-def test_loader(run):
-    printed, content = run("loader", "--workers", 0)
-    assert list(content["tables"]["workers"]) == ["0"]
-    assert "images/s" in printed
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def check_layers(run, page, *args):
-    printed, content = run("layers", "--page", page, *args)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_layers(run, tmp_path, device):
+    page = tmp_path / "page.md"
+    printed, content = run("layers", "--page", page, "--device", device)
+    assert ("gpu" in content["machine"]) == (device == "cuda")
     entries = content["layers"]
     names = "CondConv2d DyConv2d DyNetConv2d DynamicConv2d DynamicLocalFilter2d DynamicMaskHead"
     assert set(names.split()) < set(entries)
@@ -206,19 +206,7 @@ def check_layers(run, page, *args):
         low, high = (entry["peak_bytes"][p] for p in layers.PASSES)
         assert 0 < low <= high
     assert content["machine"]["torch"] in page.read_text()
-    assert len(list(page.parent.glob("*.png"))) == 1
-    return content
-
-
-def test_layers(run, tmp_path):
-    check_layers(run, tmp_path / "page.md")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_layers_on_cuda(run, tmp_path):
-    content = check_layers(run, tmp_path / "page.md", "--device", "cuda")
-    assert content["machine"]["gpu"]
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -232,7 +220,7 @@ def test_layers_on_cuda(run, tmp_path):
 )
 def test_a_users_error_is_one_line_and_code_2(monkeypatch, capsys, args, message):
     monkeypatch.setattr(sys, "argv", [TOOL, *args])
-    monkeypatch.setattr(Session, "compare", lambda *_: pytest.fail("it began to measure"))
+    monkeypatch.setattr(session, "machine", lambda *_: pytest.fail("it began to measure"))
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(TOOL, run_name="__main__")
     assert stop.value.code == 2

@@ -1,1 +1,1 @@
-"""What tools/benchmark.py measures: one module a subcommand, and how it is measured."""
+"""What tools/benchmark.py measures, and how it is measured."""

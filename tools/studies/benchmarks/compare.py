@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class Comparison:
 
     Attributes:
         name: in the table and in the JSON.
-        build: builds what is run, by name of the side. It is called late, so that only the
+        build: returns what is run, by name of the side. It is called late, so that only the
             networks of one comparison are in memory at a time.
         lines: of the table.
         memory: whether peaks are measured.
@@ -91,10 +91,10 @@ class Comparison:
         """
         runs = self.build()
         results = {name: run() for name, run in runs.items()}
-        differences = {
-            line.what: difference(results[line.own], results[line.base]) if line.same else None
+        differences = [
+            difference(results[line.own], results[line.base]) if line.same else None
             for line in self.lines
-        }
+        ]
         del results
         gc.collect()
         rounds = max_rounds
@@ -105,16 +105,12 @@ class Comparison:
         memory = {n: peak_memory(run, device) for n, run in runs.items()} if self.memory else {}
         peaks = {name: each["peak"] for name, each in memory.items()}
         sides = {
-            name: {
-                "seconds": asdict(Spread.of(values)),
-                "samples": values,
-                "memory": memory.get(name),
-            }
-            for name, values in samples.items()
+            name: {"seconds": asdict(Spread.of(s)), "samples": s, "memory": memory.get(name)}
+            for name, s in samples.items()
         }
         lines = [
-            {**line.judge(samples, peaks), "difference": differences[line.what]}
-            for line in self.lines
+            {**line.judge(samples, peaks), "difference": value}
+            for line, value in zip(self.lines, differences, strict=True)
         ]
         return {"name": self.name, "rounds": rounds, "sides": sides, "lines": lines}
 
@@ -158,15 +154,11 @@ def _matched(own: object, base: object) -> object:
     return Detections(*(getattr(own, field.name)[order] for field in fields(own)))
 
 
-def _tensors(result: object) -> Iterator[Tensor]:
+def _tensors(result: Any) -> Iterator[Tensor]:
     if isinstance(result, Tensor):
         yield result.detach()
-    elif isinstance(result, Mapping):
-        for value in result.values():
-            yield from _tensors(value)
-    elif isinstance(result, Sequence) and not isinstance(result, str):
+    else:
+        if isinstance(result, Detections):
+            result = [getattr(result, field.name) for field in fields(result)]
         for value in result:
             yield from _tensors(value)
-    elif is_dataclass(result):
-        for field in fields(result):
-            yield from _tensors(getattr(result, field.name))

@@ -1,13 +1,13 @@
-"""What each dynamic layer costs beside nn.Conv2d of the same shape."""
+"""What each dynamic layer costs, relative to nn.Conv2d of the same shape."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from condseg import layers
 from condseg.inference.device import pick_device
 from condseg.models.mask.head import DynamicMaskHead
-from condseg.structures import MaskQueries
+from studies.benchmarks.inputs import mask_queries
 from studies.charts import new_figure, save
 from studies.charts import ratios as draw_ratios
 from studies.measure import (
@@ -29,7 +29,7 @@ from studies.measure import (
     peak_bytes,
     ratios,
 )
-from studies.report import machine_text, markdown_table, write_between, write_json
+from studies.report import machine_text, markdown_table, spread_text, write_between, write_json
 
 BASE, MASK_BASE = "nn.Conv2d", "static mask head"
 PASSES = ("forward", "forward + backward")
@@ -54,43 +54,43 @@ class LayerShape:
     instances: int = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A layer and its inputs.
+class Candidate(NamedTuple):
+    """A layer with its passes, and the name of the static layer that it is compared with."""
 
-    Attributes:
-        module: the layer.
-        inputs: its arguments; training computes their gradients.
-        base: name of the static layer it is compared with.
-        call: runs it; default: the module itself.
-    """
-
+    base: str
     module: nn.Module
-    inputs: tuple[Tensor, ...]
-    base: str = BASE
-    call: Callable[..., Tensor] | None = None
+    forward: Run
+    forward_backward: Run
 
-    def forward(self) -> None:
-        """Evaluation mode, no gradients."""
-        self.module.eval()
+
+def candidate(
+    base: str,
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    call: Callable[..., Tensor] | None = None,
+) -> Candidate:
+    """Passes of a layer: in evaluation, and in training with gradients of inputs and parameters."""
+    call = call or module.to(inputs[0].device)
+
+    def forward() -> None:
+        module.eval()
         with torch.inference_mode():
-            (self.call or self.module)(*self.inputs)
+            call(*inputs)
 
-    def forward_backward(self) -> None:
-        """Training mode, with gradients of parameters and inputs, which are released at the end."""
-        self.module.train()
-        leaves = [x.detach().requires_grad_() for x in self.inputs]
-        outputs = (self.call or self.module)(*leaves)
-        sources = [*leaves, *self.module.parameters()]
-        torch.autograd.grad(outputs.sum(), sources, allow_unused=True)
+    def forward_backward() -> None:
+        module.train()
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        sources = [*leaves, *module.parameters()]
+        torch.autograd.grad(call(*leaves).sum(), sources, allow_unused=True)
+
+    return Candidate(base, module, forward, forward_backward)
 
 
 def candidates(shape: LayerShape, device: torch.device) -> dict[str, Candidate]:
     """nn.Conv2d, the layers, a mask head of fixed weights, and the dynamic mask head."""
     torch.manual_seed(0)
-    channels, size = shape.channels, shape.size
-    x, guide = (torch.randn(shape.batch, channels, size, size, device=device) for _ in range(2))
-    window = {"kernel_size": shape.kernel_size, "padding": shape.kernel_size // 2}
+    channels, maps = shape.channels, (shape.size, shape.size)
+    x, guide = (torch.randn(shape.batch, channels, *maps, device=device) for _ in range(2))
     slots: dict[str, Callable[..., nn.Module]] = {
         BASE: nn.Conv2d,
         "CondConv2d": layers.CondConv2d,
@@ -100,48 +100,35 @@ def candidates(shape: LayerShape, device: torch.device) -> dict[str, Candidate]:
         "ODConv2d 4x": partial(layers.ODConv2d, num_experts=4),
         "DynamicConv2d": layers.DynamicConv2d,
     }
-    guided: tuple[Callable[..., nn.Module], ...] = (
+    window = {"kernel_size": shape.kernel_size, "padding": shape.kernel_size // 2}
+    entries = {
+        name: candidate(BASE, build(channels, channels, **window), (x,))
+        for name, build in slots.items()
+    }
+    for filter_ in (
         layers.DynamicLocalFilter2d,
         layers.DynamicMultiScaleFilter2d,
         layers.DynamicDilatedPyramid2d,
-    )
-    found = {n: Candidate(kind(channels, channels, **window), (x,)) for n, kind in slots.items()}
-    for kind in guided:
-        module = kind(channels, channels, channels)
-        found[type(module).__name__] = Candidate(module, (x, guide))
-    found |= _mask_heads(shape, device)
-    for candidate in found.values():
-        candidate.module.to(device)
-    return found
+    ):
+        module = filter_(channels, channels, channels)
+        entries[filter_.__name__] = candidate(BASE, module, (x, guide))
+    head = DynamicMaskHead(out_stride=8)
+    queries = mask_queries(shape.instances, maps, head.num_params, device, shape.batch)
+    features = torch.randn(shape.batch, head.in_channels, *maps, device=device)
+    sizes = [(inputs, outputs) for outputs, inputs in head.layers]
+    parts = [part for size in sizes for part in (nn.Conv2d(*size, 1), nn.ReLU())]
+    static = nn.Sequential(*parts[:-1]).to(device)
+    relative = torch.rand(shape.instances, sizes[0][0] - head.in_channels, *maps, device=device)
 
+    def fixed(features: Tensor) -> Any:
+        return static(torch.cat((relative, features[queries.image_index]), 1))
 
-def _mask_heads(shape: LayerShape, device: torch.device) -> dict[str, Candidate]:
-    head, count, size = DynamicMaskHead(out_stride=8), shape.instances, shape.size
-    features = torch.randn(shape.batch, head.in_channels, size, size, device=device)
-    params = 0.1 * torch.randn(count, head.num_params, device=device)
-    points = torch.rand(count, 2, device=device) * 8 * size
-    image_index = torch.arange(count, device=device) % shape.batch
-    interest = torch.full((count,), 64.0, device=device)
+    def dynamic(features: Tensor, params: Tensor) -> Any:
+        return head(features, replace(queries, params=params))
 
-    def dynamic(features: Tensor, params: Tensor) -> Tensor:
-        queries = MaskQueries(params, points, interest, image_index)
-        masks: Tensor = head(features, queries)
-        return masks
-
-    parts: list[nn.Module] = []
-    for outputs, inputs in head.layers:
-        parts += [nn.Conv2d(inputs, outputs, 1), nn.ReLU()]
-    static = nn.Sequential(*parts[:-1])
-    coordinates = torch.rand(count, head.layers[0][1] - head.in_channels, size, size, device=device)
-
-    def fixed(features: Tensor) -> Tensor:
-        masks: Tensor = static(torch.cat((coordinates, features[image_index]), 1))
-        return masks
-
-    return {
-        MASK_BASE: Candidate(static, (features,), MASK_BASE, fixed),
-        "DynamicMaskHead": Candidate(head, (features, params), MASK_BASE, dynamic),
-    }
+    entries[MASK_BASE] = candidate(MASK_BASE, static, (features,), fixed)
+    inputs = features, queries.params
+    return {**entries, "DynamicMaskHead": candidate(MASK_BASE, head, inputs, dynamic)}
 
 
 def measure(shape: LayerShape, device: torch.device, rounds: int) -> dict[str, Any]:
@@ -180,9 +167,7 @@ def table(results: dict[str, Any]) -> str:
             cells += [f"{e['peak_bytes'][p] / 2**20:.2f} MiB" for p in PASSES]
         else:
             cells = [_times(e[key], base[key]) for key in ("parameters", "multiply_adds")]
-            for p in PASSES:
-                r = e["time_ratio"][p]
-                cells.append(f"{r['median']:.2f}x ({r['q1']:.2f} to {r['q3']:.2f})")
+            cells += [spread_text(e["time_ratio"][p]) for p in PASSES]
             cells += [_times(e["peak_bytes"][p], base["peak_bytes"][p]) for p in PASSES]
         rows.append([f"`{name}`", *cells])
     note = (
@@ -209,18 +194,8 @@ def chart(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="small shapes, to try it")
-    parser.add_argument("--rounds", type=int, default=30, help="samples of each time")
-    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--output", default="out/benchmark", help="folder of JSON and chart")
-    parser.add_argument("--page", help="a Markdown page whose table is replaced")
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure, print, and write JSON, chart and (in a page) the table."""
-    if args.rounds < 1:
-        raise ValueError(f"rounds is {args.rounds}; 1 or more is allowed")
     device = pick_device(args.device)
     shape = LayerShape(8, 6, 2, instances=3) if args.quick else LayerShape()
     results = measure(shape, device, args.rounds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from functools import partial
@@ -24,7 +23,7 @@ from studies.benchmarks import subjects
 from studies.benchmarks.compare import FAST, PUBLISHED, Comparison, Line
 from studies.benchmarks.inputs import batch, image, inference, random_maps
 from studies.benchmarks.page import stage_cells
-from studies.benchmarks.session import Curve, Session
+from studies.benchmarks.session import Curves
 from studies.benchmarks.shapes import Shapes
 from studies.measure import Run
 from studies.published import published_form
@@ -77,50 +76,43 @@ def comparisons(shapes: Shapes, device: torch.device) -> list[Comparison]:
     ]
 
 
-def curves(shapes: Shapes, device: torch.device) -> list[Curve]:
+def curves(shapes: Shapes, device: torch.device) -> Curves:
     """The whole evaluation over the size and the number of images."""
     (h, w), network = shapes.image, subjects.condinst(shapes, device)
     half = (h // 64 * 32, w // 64 * 32)
 
     def point(size: Size, count: int) -> Comparison:
-        return Comparison("evaluation", partial(_both, network, shapes, device, size, count))
+        return Comparison("evaluation", partial(sides_of, network, shapes, device, size, count))
 
-    return [
-        Curve("megapixels", {a * b / 1e6: point((a, b), 1) for a, b in (half, (h, w))}),
-        Curve("images", {float(n): point(half, n) for n in (1, 2, 4)}),
-    ]
-
-
-add_arguments = Session.add_arguments
+    return {
+        "megapixels": {a * b / 1e6: point((a, b), 1) for a, b in (half, (h, w))},
+        "images": {float(n): point(half, n) for n in (1, 2, 4)},
+    }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    session = Session(args)
-    table = stages(session.shapes, session.device)
-    session.content["tables"]["stage, median ms (share)"] = table
-    session.compare(comparisons(session.shapes, session.device))
-    session.follow(curves(session.shapes, session.device))
-    session.write("model")
+def sides_of(
+    network: CondInst, shapes: Shapes, device: torch.device, size: Size, count: int
+) -> dict[str, Run]:
+    """Both forms on so many images of that size."""
+    fast, images = subjects.predictor(network, shapes, device), batch(size, count)
+    sides = {FAST: fast, PUBLISHED: subjects.published(fast)}
+    return {name: partial(side.predict, images) for name, side in sides.items()}
 
 
-def stages(shapes: Shapes, device: torch.device, rounds: int = 5) -> dict[str, dict[str, str]]:
+def stages(shapes: Shapes, device: torch.device) -> dict[str, dict[str, str]]:
     """Stage -> side -> median milliseconds of an image from file to drawing, and their share."""
     fast = subjects.predictor(subjects.condinst(shapes, device), shapes, device)
     sides = {FAST: fast, PUBLISHED: subjects.published(fast)}
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "image.jpg"
         cv2.imwrite(str(file), image(shapes.image)[..., ::-1])
-        for _ in range(rounds + 1):
-            for name, side in sides.items():
-                clock = Stages(device)
-                _file_to_drawing(side, file, clock)
-                samples[name].append(clock.seconds)
-    return stage_cells({name: taken[1:] for name, taken in samples.items()}, STAGES)
+        timed = {n: partial(file_to_drawing, side, file, device) for n, side in sides.items()}
+        return stage_cells(timed, STAGES)
 
 
-def _file_to_drawing(predictor: Predictor, file: Path, clock: Stages) -> None:
+def file_to_drawing(predictor: Predictor, file: Path, device: torch.device) -> dict[str, float]:
+    """Seconds of each stage."""
+    clock = Stages(device)
     with clock("load"):
         pixels = read_image(file)
     with clock("pre-process"), predictor.timed(clock):
@@ -130,6 +122,7 @@ def _file_to_drawing(predictor: Predictor, file: Path, clock: Stages) -> None:
         to_records(info, detections, predictor.categories)
     with clock("drawing"):
         draw(pixels, detections, predictor.names)
+    return clock.seconds
 
 
 def evaluations(shapes: Shapes, device: torch.device) -> dict[str, Run]:
@@ -149,17 +142,6 @@ def evaluations(shapes: Shapes, device: torch.device) -> dict[str, Run]:
 def has_compiler() -> bool:
     """Whether there is a C++ compiler, which torch.compile needs."""
     return any(map(shutil.which, ("g++", "clang++", "c++")))
-
-
-def _both(
-    network: CondInst, shapes: Shapes, device: torch.device, size: Size, count: int
-) -> dict[str, Run]:
-    fast = subjects.predictor(network, shapes, device)
-    images = batch(size, count)
-    return {
-        FAST: partial(fast.predict, images),
-        PUBLISHED: partial(subjects.published(fast).predict, images),
-    }
 
 
 def classifiers(shapes: Shapes, device: torch.device, count: int) -> dict[str, Run]:

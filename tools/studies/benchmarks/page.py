@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from studies.charts import growth, new_figure, ratios, save, size_text, split
-from studies.report import machine_text, markdown_table, write_between
+from studies.report import machine_text, markdown_table, spread_text, write_between
 
 Content = Mapping[str, Any]
 
@@ -22,9 +22,6 @@ def write_page(name: str, content: Content, page: Path) -> list[Path]:
         name: the subcommand.
         content: what its JSON file holds.
         page: the machine's Markdown page; chart and JSON are beside it.
-
-    Returns:
-        The files.
     """
     stem = f"{page.stem}-{name}"
     small = " Small shapes (`--quick`): the ratios say little." if content["quick"] else ""
@@ -46,7 +43,10 @@ def lines_of(content: Content) -> list[Any]:
 
 def tables(content: Content) -> str:
     """All tables in Markdown."""
-    parts = [cell_table(title, table) for title, table in content["tables"].items()]
+    parts = []
+    for title, table in content["tables"].items():
+        head = [title, *next(iter(table.values()))]
+        parts.append(markdown_table(head, [[name, *row.values()] for name, row in table.items()]))
     if lines := lines_of(content):
         parts.append(bars_table(lines))
     if content["comparisons"]:
@@ -57,22 +57,21 @@ def tables(content: Content) -> str:
 
 def bars_table(lines: Sequence[Content]) -> str:
     """The ratios, the bars, and whether they are reached; see :class:`.compare.Line`."""
-    rows = []
-    for line in lines:
-        time, memory = line["time"], line["memory"]
-        bar = f"{line['faster']:g}x" if line["faster"] is not None else "none"
-        if line["slower"] is not None:
-            bar = f"at most {line['slower']:g}x"
-        rows.append(
-            [
-                line["what"],
-                f"{time['median']:.2f}x ({time['q1']:.2f} to {time['q3']:.2f})",
-                bar,
-                "not measured" if memory is None else f"{memory:.2f}x",
-                "none" if line["memory_bar"] is None else f"{line['memory_bar']:g}x",
-                {True: "yes", False: "no", None: "no bar"}[line["reached"]],
-            ]
-        )
+
+    def cell(value: float | None, form: str = "{:g}x", absent: str = "none") -> str:
+        return absent if value is None else form.format(value)
+
+    rows = [
+        [
+            line["what"],
+            spread_text(line["time"]),
+            cell(line["slower"], "at most {:g}x", cell(line["faster"])),
+            cell(line["memory"], "{:.2f}x", "not measured"),
+            cell(line["memory_bar"]),
+            {True: "yes", False: "no", None: "no bar"}[line["reached"]],
+        ]
+        for line in lines
+    ]
     head = ["what", "time ratio (median, quartiles)", "bar", "memory ratio", "bar", "reached"]
     return markdown_table(head, rows)
 
@@ -85,18 +84,15 @@ def sides_table(comparisons: Sequence[Content]) -> str:
 
     rows = []
     for comparison in comparisons:
-        differences = {
-            line["own"]: f"{line['difference']:.1e}"
-            for line in comparison["lines"]
-            if line["difference"] is not None
-        }
+        lines = [line for line in comparison["lines"] if line["difference"] is not None]
+        differences = {line["own"]: f"{line['difference']:.1e}" for line in lines}
         for name, side in comparison["sides"].items():
-            spread, memory = side["seconds"], side["memory"] or {}
-            peaks = [memory.get(kind) for kind in ("counted", "resident")]
+            spread = {key: ms(value) for key, value in side["seconds"].items()}
+            peaks = [(side["memory"] or {}).get(kind) for kind in ("counted", "resident")]
             rows.append(
                 [
                     f"{comparison['name']}: {name}",
-                    f"{ms(spread['median'])} ({ms(spread['q1'])} to {ms(spread['q3'])})",
+                    spread_text(spread, "{}", ""),
                     str(comparison["rounds"]),
                     *("" if peak is None else f"{peak / 2**20:,.1f}" for peak in peaks),
                     differences.get(name, ""),
@@ -119,25 +115,23 @@ def curve_table(unit: str, points: Sequence[Content]) -> str:
     return markdown_table(head, rows)
 
 
-def cell_table(title: str, table: Mapping[str, Mapping[str, str]]) -> str:
-    """A table of texts: row -> column -> cell."""
-    head = list(next(iter(table.values())))
-    return markdown_table([title, *head], [[name, *row.values()] for name, row in table.items()])
-
-
 def stage_cells(
-    samples: Mapping[str, Sequence[Mapping[str, float]]], stages: Sequence[str]
+    sides: Mapping[str, Callable[[], Mapping[str, float]]],
+    stages: Sequence[str],
+    rounds: int = 5,
 ) -> dict[str, dict[str, str]]:
-    """Stage -> side -> median milliseconds and fraction of the whole, for :func:`cell_table`.
+    """Stage -> side -> median milliseconds and fraction of the whole.
 
     Args:
-        samples: side -> seconds of each stage, round by round.
+        sides: return the seconds of each stage; measured in turns, the first round is not counted.
         stages: in the order of the table; "all" follows them.
+        rounds: samples of each.
     """
+    samples = [{name: run() for name, run in sides.items()} for _ in range(rounds + 1)][1:]
     table: dict[str, dict[str, str]] = {stage: {} for stage in (*stages, "all")}
-    for name, rounds in samples.items():
-        seconds = {s: statistics.median(row[s] for row in rounds) for s in stages}
-        seconds["all"] = statistics.median(sum(row.values()) for row in rounds)
+    for name in sides:
+        seconds = {s: statistics.median(row[name][s] for row in samples) for s in stages}
+        seconds["all"] = statistics.median(sum(row[name].values()) for row in samples)
         for stage, median in seconds.items():
             table[stage][name] = f"{1e3 * median:,.1f} ({median / seconds['all']:.1%})"
     return table
@@ -153,22 +147,19 @@ def chart(content: Content) -> Figure:
     parts = split(figure, len(heights), 1, height_ratios=heights)
     if lines:
         measured = {line["what"]: line["time"] for line in lines}
-        bars = {line["what"]: line["faster"] or line["slower"] for line in lines}
-        as_spreads = {
-            what: dict.fromkeys(("median", "q1", "q3"), bar)
-            for what, bar in bars.items()
-            if bar is not None
+        bars = {
+            line["what"]: dict.fromkeys(("median", "q1", "q3"), line["faster"] or line["slower"])
+            for line in lines
         }
-        ratios(parts.pop(0).subplots(), {"time ratio": measured, "bar": as_spreads})
+        ratios(parts.pop(0).subplots(), {"time ratio": measured, "bar": bars})
     for part, (unit, points) in zip(parts, curves.items(), strict=True):
         left, right = part.subplots(1, 2)
         sizes = [point["size"] for point in points]
         sides = {name: [point["sides"][name] for point in points] for name in points[0]["sides"]}
         times = {n: [1e3 * s["seconds"]["median"] for s in side] for n, side in sides.items()}
         peaks = {n: [s["memory"]["peak"] / 2**20 for s in side] for n, side in sides.items()}
-        growth(left, sizes, times)
-        growth(right, sizes, peaks)
-        left.set(ylabel="ms", xlabel=unit)
-        right.set(ylabel="peak MiB", xlabel=unit)
+        for axes, label, series in ((left, "ms", times), (right, "peak MiB", peaks)):
+            growth(axes, sizes, series)
+            axes.set(ylabel=label, xlabel=unit)
         left.legend()
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from studies.benchmarks.inputs import (
     pyramid_maps,
     random_maps,
 )
-from studies.benchmarks.session import Curve, Session
+from studies.benchmarks.session import Curves
 from studies.benchmarks.shapes import Shapes
 from studies.measure import Run
 from studies.published import published_form, published_postprocess
@@ -66,7 +65,7 @@ def comparisons(shapes: Shapes, device: torch.device) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def curves(shapes: Shapes, device: torch.device) -> list[Curve]:
+def curves(shapes: Shapes, device: torch.device) -> Curves:
     """Time and memory of the mask head's forward over the sizes of its inputs."""
     h, w = shapes.maps
     count = shapes.detections
@@ -75,22 +74,11 @@ def curves(shapes: Shapes, device: torch.device) -> list[Curve]:
         return Comparison("mask head", partial(mask_heads, n, maps, device, images))
 
     sides = [(h // 2, w // 2), (h, w), (2 * h, 2 * w), (4 * h, 4 * w)]
-    return [
-        Curve("instances", {float(n): point(n, (h, w)) for n in shapes.instances}),
-        Curve("megapixels", {64 * a * b / 1e6: point(count, (a, b)) for a, b in sides}),
-        Curve("images", {float(n): point(n * count, (h, w), n) for n in (1, 2, 4)}),
-    ]
-
-
-add_arguments = Session.add_arguments
-
-
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    session = Session(args)
-    session.compare(comparisons(session.shapes, session.device))
-    session.follow(curves(session.shapes, session.device))
-    session.write("mask-head")
+    return {
+        "instances": {float(n): point(n, (h, w)) for n in shapes.instances},
+        "megapixels": {64 * a * b / 1e6: point(count, (a, b)) for a, b in sides},
+        "images": {float(n): point(n * count, (h, w), n) for n in (1, 2, 4)},
+    }
 
 
 def mask_heads(

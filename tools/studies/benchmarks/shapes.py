@@ -41,23 +41,22 @@ class Shapes:
     classifier_side: int = 224
     classifier_batches: tuple[int, int] = (8, 1)
 
-    @classmethod
-    def quick(cls) -> Shapes:
-        """Small ones, to see that everything runs; their ratios say little."""
-        return cls(
-            image=(128, 192),
-            detections=10,
-            candidates=100,
-            backbone="resnet18",
-            width=8,
-            channels=64,
-            train=(64, 64),
-            objects=2,
-            maps=(16, 24),
-            backward=(4, 16),
-            instances=(1, 4),
-            filters=(2, 4, 8, 8),
-            classifier="resnet18",
-            classifier_side=64,
-            classifier_batches=(2, 1),
-        )
+
+QUICK = Shapes(
+    image=(128, 192),
+    detections=10,
+    candidates=100,
+    backbone="resnet18",
+    width=8,
+    channels=64,
+    train=(64, 64),
+    objects=2,
+    maps=(16, 24),
+    backward=(4, 16),
+    instances=(1, 4),
+    filters=(2, 4, 8, 8),
+    classifier="resnet18",
+    classifier_side=64,
+    classifier_batches=(2, 1),
+)
+"""Small ones, to see that everything runs; their ratios say little."""

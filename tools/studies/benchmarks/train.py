@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import torch
@@ -17,7 +16,6 @@ from studies.benchmarks import subjects
 from studies.benchmarks.compare import FAST, PUBLISHED, Comparison, Line
 from studies.benchmarks.inputs import batch
 from studies.benchmarks.page import stage_cells
-from studies.benchmarks.session import Session
 from studies.benchmarks.shapes import Shapes
 from studies.measure import Run
 from studies.published import published_form
@@ -71,18 +69,6 @@ def comparisons(shapes: Shapes, device: torch.device) -> list[Comparison]:
     return [Comparison("training step", partial(steps, shapes, device), (line,))]
 
 
-add_arguments = Session.add_arguments
-
-
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    session = Session(args)
-    table = stages(session.shapes, session.device)
-    session.content["tables"]["stage, median ms (share)"] = table
-    session.compare(comparisons(session.shapes, session.device))
-    session.write("train")
-
-
 def trainers(shapes: Shapes, device: torch.device) -> dict[str, Trainer]:
     """The two forms with the same weights and images."""
     fast = subjects.condinst(shapes, device)
@@ -92,15 +78,11 @@ def trainers(shapes: Shapes, device: torch.device) -> dict[str, Trainer]:
 
 def steps(shapes: Shapes, device: torch.device) -> dict[str, Run]:
     """Forward, losses, backward, clipping and optimizer."""
-    stages = Stages(torch.device("cpu"))  # does not synchronise
-    return {name: partial(t.step, stages) for name, t in trainers(shapes, device).items()}
+    untimed = Stages(torch.device("cpu"))  # does not synchronise
+    return {name: partial(t.step, untimed) for name, t in trainers(shapes, device).items()}
 
 
-def stages(shapes: Shapes, device: torch.device, rounds: int = 5) -> dict[str, dict[str, str]]:
+def stages(shapes: Shapes, device: torch.device) -> dict[str, dict[str, str]]:
     """Stage -> side -> median milliseconds of a step, and their share."""
     sides = trainers(shapes, device)
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for _ in range(rounds + 1):
-        for name, trainer in sides.items():
-            samples[name].append(trainer.timed_step(device))
-    return stage_cells({name: taken[1:] for name, taken in samples.items()}, STAGES)
+    return stage_cells({name: partial(t.timed_step, device) for name, t in sides.items()}, STAGES)
