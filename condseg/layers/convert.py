@@ -71,7 +71,8 @@ def to_dynamic(
     Args:
         network: any module; tested with torchvision's and timm's.
         factory: builds a layer from nn.Conv2d's arguments, for example
-            ``functools.partial(ODConv2d, num_experts=4)``.
+            ``functools.partial(ODConv2d, num_experts=4)``. If it has a function ``connect``, that
+            is called once with all new layers by name, for layers that share parameters.
         where: names of modules, all of whose convolutions are converted; or a predicate of a
             convolution's name and the convolution; or ``"paper"``, the layer's rule. That is all
             convolutions but the stem (those before the first block), attentions on pooled maps
@@ -106,6 +107,9 @@ def to_dynamic(
         if id(conv) not in built:
             built[id(conv)] = _build(factory, conv, copy, spread)
         network.set_submodule(name, built[id(conv)])
+    connect = getattr(getattr(factory, "func", factory), "connect", None)
+    if connect is not None:
+        connect({name: built[id(convs[name])] for name in converted})
     return Conversion(converted, kept, (before, count_parameters(network)))
 
 

@@ -121,6 +121,8 @@ def _is_3x3(conv: nn.Conv2d) -> bool:
 
 
 def _is_faster(maps: Sequence[Tensor], weight: Tensor) -> bool:
+    if torch.compiler.is_exporting():
+        return False  # other runtimes do not have the operator
     dtypes = {torch.float32}
     if torch.is_autocast_enabled("cpu"):
         if torch.is_grad_enabled() or MATRIX_UNIT:

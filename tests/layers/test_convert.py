@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -206,3 +206,18 @@ def test_one_and_three_dimensions() -> None:
     assert report.kept == {"two": "it is not 1-D", "three": "it is not 1-D"}
     torch.testing.assert_close(network.one(x), expected, rtol=1e-5, atol=1e-5)
     assert to_dynamic(network, DyConv3d, "three").converted == ("three",)
+
+
+def test_layers_of_a_factory_are_connected_once() -> None:
+    class Factory:
+        connected: ClassVar[list[dict[str, nn.Module]]] = []
+
+        def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:
+            return ODConv2d(*args, **kwargs)
+
+        def connect(self, layers: dict[str, nn.Module]) -> None:
+            self.connected.append(layers)
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3)))
+    to_dynamic(network, Factory(), ["0", "1"])
+    assert Factory.connected == [{"0": network[0], "1.0": network[1][0]}]

@@ -226,3 +226,10 @@ def graph(y: Tensor) -> str:
             names.append(node.name())
             waiting += [before for before, _ in node.next_functions]
     return " ".join(names)
+
+
+def test_an_exported_graph_has_no_operator_of_condseg() -> None:
+    conv, x = Conv3x3(128, 128), channels_last(1, 128, 32, 48)
+    with torch.no_grad():
+        graph = torch.export.export(conv, (x,)).graph
+    assert not [node for node in graph.nodes if "condseg" in str(node.target)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from condseg.layers.parts import full_precision
 from condseg.layers.winograd import Conv3x3
 from condseg.models.heads.base import DenseHead
+from condseg.models.heads.levels import conv3x3_at, conv_tower, run_levels
 from condseg.models.losses.fcos import FCOSLoss
 from condseg.structures import FCOSPredictions
 
@@ -52,8 +53,8 @@ class FCOSHead(DenseHead):
                 f"channels is {channels}; 64, 96, 128, ... are allowed, for the head's group norm "
                 "has 32 groups"
             )
-        self.class_tower = _tower(channels, tower_convs)
-        self.box_tower = _tower(channels, tower_convs)
+        self.class_tower = conv_tower(channels, tower_convs)
+        self.box_tower = conv_tower(channels, tower_convs)
         self.class_logits = Conv3x3(channels, num_classes)
         self.box_ltrb = Conv3x3(channels, 4)
         self.centerness = Conv3x3(channels, 1)
@@ -106,42 +107,4 @@ class FCOSHead(DenseHead):
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> Float[Tensor, "p g"]:
-        # The 3x3 windows around the locations are gathered and multiplied as one matrix.
-        channels = controller_features[0].shape[1]
-        rows, levels, first_location, first_row = [], [], 0, 0
-        for x in controller_features:
-            batch, _, h, w = x.shape
-            rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels))
-            levels.append((first_location, first_row, (h + 2) * (w + 2), w))
-            first_location += h * w
-            first_row += batch * (h + 2) * (w + 2)
-        # The level is looked up per location, so that no shape depends on the locations.
-        table = torch.tensor(levels, device=location_index.device)  # (levels, 4)
-        level = torch.bucketize(location_index, table[:, 0].contiguous(), right=True) - 1  # (P,)
-        first, start, area, width = table[level].unbind(1)  # (P,) each
-        cell = location_index - first
-        corner = start + image_index * area + cell // width * (width + 2) + cell % width  # (P,)
-        step = torch.arange(3, device=width.device)
-        window = step[:, None] * (width[:, None, None] + 2) + step  # (P, 3, 3)
-        index = (corner[:, None, None] + window).flatten()  # (9 P,)
-        patches = torch.cat(rows).index_select(0, index)  # (9 P, C)
-        weight = self.controller.weight.permute(0, 2, 3, 1).flatten(1)  # (G, 9 C)
-        with full_precision(patches):
-            return F.linear(patches.view(-1, 9 * channels), weight, self.controller.bias)
-
-
-def run_levels(layers: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
-    """Apply layers shared by the levels; a :class:`Conv3x3` is applied to all levels at once."""
-    maps = list(maps)
-    for layer in layers:
-        at_once = isinstance(layer, Conv3x3)
-        maps = layer(maps) if at_once else [layer(x) for x in maps]
-    return maps
-
-
-def _tower(channels: int, num_convs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        conv = Conv3x3(channels, channels)
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+        return conv3x3_at(self.controller, controller_features, image_index, location_index)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from condseg.layers.parts import full_precision
 from condseg.layers.winograd import Conv3x3
 from condseg.models.heads.base import DenseHead
-from condseg.models.heads.fcos import run_levels
+from condseg.models.heads.levels import run_levels
 from condseg.models.losses.soft_labels import SoftLabelLoss
 from condseg.structures import HeadPredictions
 

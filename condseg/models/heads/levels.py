@@ -1,0 +1,69 @@
+"""What dense heads share: layers on all levels, and a convolution at chosen locations only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from condseg.layers.parts import full_precision
+from condseg.layers.winograd import Conv3x3
+
+
+def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
+    """``num_convs`` times a 3x3 convolution, a group norm of 32 groups and ReLU."""
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        conv = Conv3x3(channels, channels)
+        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def run_levels(layers: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
+    """Apply layers shared by the levels; a :class:`Conv3x3` is applied to all levels at once."""
+    maps = list(maps)
+    for layer in layers:
+        at_once = isinstance(layer, Conv3x3)
+        maps = layer(maps) if at_once else [layer(x) for x in maps]
+    return maps
+
+
+def conv3x3_at(
+    conv: Conv3x3,
+    maps: Sequence[Float[Tensor, "b c _h _w"]],
+    image_index: Int64[Tensor, " p"],
+    location_index: Int64[Tensor, " p"],
+) -> Float[Tensor, "p g"]:
+    """The output of a 3x3 convolution of all levels, at P chosen locations only.
+
+    Args:
+        conv: C -> G channels, shared by the levels.
+        maps: of the levels.
+        image_index: (P,) image of each location.
+        location_index: (P,) location 0..L-1.
+    """
+    # The 3x3 windows around the locations are gathered and multiplied as one matrix.
+    channels = maps[0].shape[1]
+    rows, levels, first_location, first_row = [], [], 0, 0
+    for x in maps:
+        batch, _, h, w = x.shape
+        rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels))
+        levels.append((first_location, first_row, (h + 2) * (w + 2), w))
+        first_location += h * w
+        first_row += batch * (h + 2) * (w + 2)
+    # The level is looked up per location, so that no shape depends on the locations.
+    table = torch.tensor(levels, device=location_index.device)  # (levels, 4)
+    level = torch.bucketize(location_index, table[:, 0].contiguous(), right=True) - 1  # (P,)
+    first, start, area, width = table[level].unbind(1)  # (P,) each
+    cell = location_index - first
+    corner = start + image_index * area + cell // width * (width + 2) + cell % width  # (P,)
+    step = torch.arange(3, device=width.device)
+    window = step[:, None] * (width[:, None, None] + 2) + step  # (P, 3, 3)
+    index = (corner[:, None, None] + window).flatten()  # (9 P,)
+    patches = torch.cat(rows).index_select(0, index)  # (9 P, C)
+    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (G, 9 C)
+    with full_precision(patches):
+        return F.linear(patches.view(-1, 9 * channels), weight, conv.bias)
