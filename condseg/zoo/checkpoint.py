@@ -7,7 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jsonargparse import (  # type: ignore[attr-defined]
@@ -25,18 +25,7 @@ from condseg.models.losses.masks import MaskLoss
 from condseg.models.postprocess import PostProcess
 from condseg.structures import Category
 
-if TYPE_CHECKING:
-    Network = CondInst
-else:
-
-    class _AnyCondInst(type(CondInst)):
-        def __instancecheck__(cls, instance: object) -> bool:  # checks of types see CondInst
-            return isinstance(instance, CondInst)
-
-    class _Buildable(CondInst, metaclass=_AnyCondInst):
-        pass
-
-    Network = class_from_function(build_condinst, _Buildable, "Network")
+Network = class_from_function(build_condinst, name="Network")
 """``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
 
 CONCRETE = (Backbone, Network, MaskLoss, PostProcess)
