@@ -42,13 +42,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The content of a COCO json.
-
-    Attributes:
-        categories: sorted by id; label k is ``categories[k]``.
-        images: in the order of the json.
-        counts: number of images, objects, crowds, clipped objects, ..., by description.
-    """
+    """The content of a COCO json; label k is ``categories[k]``, ``counts`` are by description."""
 
     categories: tuple[Category, ...]
     images: list[ImageRecord]

@@ -64,16 +64,19 @@ class DataModule(pl.LightningDataModule):
         short_side_sampling: "choice" of these, or any of the "range" from min to max.
         max_long_side: maximum of the long side in pixels, in validation too.
         val_short_side: pixels of the short side in validation.
-        flip: mirroring in training.
-        crop: max fraction of a side that is cropped at each border in training, 0..0.5.
-        color_jitter: strength of colour changes in training, 0..1.
+        flip: left-right with probability 0.5 in training; "both" also top-bottom (microscopy,
+            aerial images).
+        crop: with probability 0.5, up to this fraction of a side (0..0.5) is cropped at each
+            border before resizing in training.
+        color_jitter: with probability 0.5, brightness, contrast and saturation change by up to
+            this factor (0..1) in training, the hue by a tenth of it.
         skip_empty: skip training images without objects.
         group_by_aspect: batch portrait and landscape images separately, which reduces padding.
         supervision: what training learns masks from: "masks", the segmentation of each object;
-            "boxes" only (BoxInst); "mixed", the ``bbox`` where there is no segmentation.
-            Validation always compares masks.
-        mask_fraction: with "mixed", the fraction of images whose segmentations are read, the
-            same images in each run.
+            "boxes" only (BoxInst); "mixed", the ``bbox`` where there is no segmentation (missing,
+            null or empty). Validation always compares masks.
+        mask_fraction: with "mixed", the fraction of images whose segmentations are read, chosen
+            by a hash of the image id: the images of 0.2 are a subset of those of 0.5.
         seed: of order and augmentation.
         depth: read depth maps, see :class:`CocoDataset`; set by tools/train.py if the network
             takes depth.
@@ -130,9 +133,9 @@ class DataModule(pl.LightningDataModule):
         )
         self.val_short_side, self.max_long_side = val_short_side, max_long_side
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
-        self.skip_empty, self.group_by_aspect, self.seed = skip_empty, group_by_aspect, seed
-        self.supervision, self.mask_fraction = supervision, mask_fraction
-        self.depth = depth
+        self.group_by_aspect, self.seed, self.depth = group_by_aspect, seed, depth
+        self._targets = {"supervision": supervision, "mask_fraction": mask_fraction}
+        self._targets["skip_empty"] = skip_empty
         folder = data_root(root)
         self.train_files = find_files(folder, "train", train_annotations, train_images)
         self.val_files = find_files(folder, "val", val_annotations, val_images)
@@ -141,15 +144,8 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def train_dataset(self) -> CocoDataset:
         """The training set, read on first use."""
-        dataset = CocoDataset(
-            *self.train_files,
-            self.train_transform,
-            skip_empty=self.skip_empty,
-            seed=self.seed,
-            supervision=self.supervision,
-            mask_fraction=self.mask_fraction,
-            depth=self.depth,
-        )
+        options: Any = {"seed": self.seed, "depth": self.depth, **self._targets}
+        dataset = CocoDataset(*self.train_files, self.train_transform, **options)
         if dataset.categories != self.categories:
             train, val = set(dataset.categories), set(self.categories)
             raise ValueError(
@@ -190,14 +186,12 @@ class DataModule(pl.LightningDataModule):
             _ = self.train_dataset
 
     def train_dataloader(self) -> TrainLoader:
-        rank, world_size = self._rank_and_world_size()
         sizes = self.train_dataset.sizes
         batches = GlobalBatchSampler(
             len(self.train_dataset),
             self.batch_size,
             self.seed,
-            rank,
-            world_size,
+            *self._rank_and_world_size(),
             self._trained_batches,
             (sizes[:, 0] > sizes[:, 1]).astype(np.int64) if self.group_by_aspect else None,
         )

@@ -36,11 +36,8 @@ class CocoDataset(Dataset[Sample]):
         skip_empty: skip images without objects (or with crowds only), as detectron2 and CondInst
             do in training.
         seed: of random transforms, with (epoch, position).
-        supervision: "masks" requires a segmentation of each object and derives its box from it;
-            "boxes" reads the ``bbox`` instead of the segmentation; "mixed" reads the ``bbox`` of
-            objects without a segmentation (missing, null or empty).
-        mask_fraction: with "mixed", the fraction of images whose segmentations are read, chosen
-            by a hash of the image id: the images of 0.2 are a subset of those of 0.5.
+        supervision, mask_fraction: as of :class:`condseg.data.datamodule.DataModule`. Boxes are
+            derived from the segmentations where these are read.
         depth: read depth maps as well: 16-bit PNGs of the image's size, named by ``depth_file``
             of each image relative to the json's folder; 0 is no measurement.
 

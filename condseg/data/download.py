@@ -80,7 +80,7 @@ def download(
         archives: what to download.
         base_url: the server, or a mirror with the same files at the same paths.
         keep_archives: keep the zip files.
-        timeout: seconds without a byte after which the server is given up.
+        timeout: max seconds without a byte.
 
     Raises:
         DownloadError: a full disk, no such file, a lost connection, a wrong size or checksum.

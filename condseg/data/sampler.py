@@ -24,8 +24,7 @@ class GlobalBatchSampler(Sampler[list[Key]]):
         count: n, number of images.
         batch_size: images of a global batch, over all ranks.
         seed: of the order.
-        rank: of this process.
-        world_size: R, number of processes.
+        rank, world_size: r, of this process, and R.
         position: returns the next global step.
         groups: (n,) small integers; images of different groups share a batch only if too few
             are left. Portrait and landscape images in separate batches need less padding.

@@ -41,11 +41,6 @@ class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
 
     Images are reduced by area (no aliasing) and enlarged bilinearly; masks and depth use the
     nearest pixel with aligned pixel centres, so that they stay aligned with the image.
-
-    Args:
-        short_sides: lengths in pixels.
-        max_long_side: maximum in pixels.
-        sampling: "choice" of ``short_sides``, or any of the "range" from min to max.
     """
 
     def __init__(
@@ -84,10 +79,6 @@ class ResizeShortSide(A.DualTransform):  # type: ignore[misc]
 def resize_transform(short_side: int, max_long_side: int) -> A.Compose:
     """The transform of evaluation and prediction: ``transform(image=image)["image"]``.
 
-    Args:
-        short_side: pixels of the short side.
-        max_long_side: maximum of the long side in pixels, which has priority.
-
     Raises:
         ValueError: a length is below 1, or the maximum below the short side.
     """
@@ -105,15 +96,7 @@ def train_transform(
 ) -> A.Compose:
     """The transform of training: crop, resize, flip, colour jitter.
 
-    Args:
-        short_sides: pixels of the short side, one drawn for each image.
-        max_long_side: maximum of the long side in pixels.
-        sampling: "choice" of ``short_sides``, or any of the "range" from min to max.
-        flip: left-right with probability 0.5; "both" also top-bottom (microscopy, aerial).
-        crop: with probability 0.5, up to this fraction of each side is cropped at each border
-            before resizing.
-        color_jitter: with probability 0.5, brightness, contrast and saturation change by up to
-            this factor, the hue by a tenth of it.
+    Args as of :class:`condseg.data.datamodule.DataModule`.
 
     Raises:
         ValueError: a value is outside its range.

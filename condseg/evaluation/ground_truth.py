@@ -16,11 +16,7 @@ from condseg.structures import Category
 
 
 def load_ground_truth(file: Path) -> tuple[COCO, list[str]]:
-    """Loads a ground truth, with the fields that pycocotools needs and some files lack.
-
-    Returns:
-        The ground truth and notes on it.
-    """
+    """A ground truth with the fields that pycocotools needs and some files lack, and notes."""
     truth = COCO()
     truth.dataset = load_coco_json(file)
     annotations: list[dict[str, Any]] = truth.dataset["annotations"]
@@ -71,8 +67,7 @@ def match_categories(
 ) -> tuple[list[Category | None], list[str]]:
     """The set's category of each class of the model: of the same id and name, or the same name.
 
-    Returns:
-        Category, or None for a class that the set does not have, per class; notes on these.
+    It is None for a class that the set does not have; notes name these.
     """
     by_name = {category["name"]: key for key, category in truth.cats.items()}
     matched: list[Category | None] = []

@@ -26,11 +26,9 @@ def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     without = []
     for text in inputs:
         path = Path(text)
-        if path.is_file():
-            matches = [path]
-        else:
-            paths = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
-            matches = sorted(p for p in paths if p.is_file() and p.suffix.lower() in SUFFIXES)
+        paths = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
+        matches = sorted(p for p in paths if p.is_file() and p.suffix.lower() in SUFFIXES)
+        matches = [path] if path.is_file() else matches
         if not matches:
             without.append(text)
         for match in matches:
@@ -43,11 +41,8 @@ def find_depths(
 ) -> list[Path | None]:
     """The depth map of each image; None for a network without depth.
 
-    Args:
-        predictor: the model.
-        images: files.
-        depth: the depth map of a single image, or a folder of maps with the images' names and
-            the suffix .png.
+    ``depth`` is the map of a single image, or a folder of maps with the images' names and the
+    suffix .png.
 
     Raises:
         ValueError: ``depth`` is missing or not supported by the network, or two images would

@@ -36,10 +36,6 @@ def import_detector(state: Mapping[str, Tensor], source: str) -> Detector:
     As in mmdetection, the threshold of its models applies to the class score alone. mmdetection's
     final scores are the squares of condseg's, in the same order.
 
-    Args:
-        state: of :func:`condseg.models.backbones.files.read_state`.
-        source: the file, for messages.
-
     Raises:
         ValueError: not a CondInst or BoxInst of a supported project; the message says what the
             file seems to be.

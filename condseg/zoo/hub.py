@@ -25,11 +25,10 @@ def fetch_model(name: str, *, offline: bool = False) -> Path:
         raise ValueError(unknown_model(name))
     model = MODELS[name]
     path = _cached(model)
-    if path is None:
-        if offline:
-            cache = constants.HF_HUB_CACHE if model.on_hub else _torch_cache(model).parent
-            raise ValueError(f"{name} is not in {cache}; without --offline it is downloaded there")
-        path = _download(model)
+    if path is None and offline:
+        cache = constants.HF_HUB_CACHE if model.on_hub else _torch_cache(model).parent
+        raise ValueError(f"{name} is not in {cache}; without --offline it is downloaded there")
+    path = path or _download(model)
     # The hub's cache is of links to files that are named by their SHA-256.
     linked = model.on_hub and path.is_symlink()
     check_sha256(path.parent / path.readlink() if linked else path)

@@ -149,16 +149,9 @@ def start_from(
     categories: Sequence[Category],
     source: str | os.PathLike[str],
 ) -> str:
-    """Loads a checkpoint's tensors; without the classifier if the classes differ.
+    """Loads a checkpoint's tensors into a network with other ``categories`` or the same.
 
-    Args:
-        network: of the same structure, with ``len(categories)`` classes.
-        content: of the checkpoint.
-        categories: of the new training.
-        source: of the checkpoint, for messages.
-
-    Returns:
-        What was loaded and what was not, for the log.
+    If the classes differ, the classifier is not loaded. Returns what was loaded, for the log.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.

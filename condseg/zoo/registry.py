@@ -29,8 +29,7 @@ class PublishedModel:
         project: a key of ``LICENCES``.
         folder: a repository of the Hugging Face hub, or the address of a folder.
         file: name of the file in it.
-        box_ap: published box AP on val2017, 0..100.
-        mask_ap: published mask AP on val2017, 0..100.
+        box_ap, mask_ap: published AP on val2017, 0..100.
     """
 
     name: str

@@ -101,14 +101,8 @@ def bottle(rng: Rng) -> Thing:
             out = blend(out, mark, (np.abs(z - (low + high) / 2) < stripe) & on & plain_label)
         return blend(out, cap_colour, z > z1 - 1e-3)
 
-    pieces = [
-        (r, 0),
-        (r, h),
-        *zip(bulge[[3, 6]], h + shoulder * t[[3, 6]], strict=True),
-        (neck, h + shoulder),
-        (cap, z1),
-        (cap, total),
-    ]
+    slope = zip(bulge[[3, 6]], h + shoulder * t[[3, 6]], strict=True)
+    pieces = [(r, 0), (r, h), *slope, (neck, h + shoulder), (cap, z1), (cap, total)]
     hulls = solid_hulls(np.array(pieces) - (0, total / 2))
     lie = math.pi / 2
     return Thing("bottle", revolve(profile), hulls, paint, rng.uniform(0.3, 1.0), (0, 0, 0, lie))
@@ -192,11 +186,8 @@ def brick(rng: Rng) -> Thing:
         hulls.append(around(np.array([r, r]), np.array([0, stud]), 10).reshape(-1, 3) + centre)
     (colour,) = colours(rng, 1)
     tilts = (0.0, 0.0, 0.0, math.pi / 2, math.pi)
-
-    def paint(p: Array) -> Array:
-        return np.broadcast_to(colour, p.shape)
-
-    return Thing("brick", mesh, hulls, paint, rng.uniform(0.5, 0.9), tilts)
+    gloss = rng.uniform(0.5, 0.9)
+    return Thing("brick", mesh, hulls, lambda p: np.broadcast_to(colour, p.shape), gloss, tilts)
 
 
 def can(rng: Rng) -> Thing:
@@ -204,18 +195,9 @@ def can(rng: Rng) -> Thing:
     low, high = ((0.36, 0.26), (0.50, 0.42)) if flat else ((0.25, 0.62), (0.40, 1.20))
     r, h = rng.uniform(low, high)
     lip, dip = 0.035, 0.05
-    line = [
-        (0, 0),
-        (r * 0.92, 0),
-        (r, 0.05),
-        (r, h - 0.06),
-        (r * 0.93, h - 0.015),
-        (r * 0.93, h),
-        (r * 0.93 - lip, h),
-        (r * 0.93 - lip, h - dip),
-        (0, h - dip),
-    ]
-    profile = rounded(line, 0.015)
+    rim = r * 0.93
+    wall = [(0, 0), (r * 0.92, 0), (r, 0.05), (r, h - 0.06), (rim, h - 0.015), (rim, h)]
+    profile = rounded([*wall, (rim - lip, h), (rim - lip, h - dip), (0, h - dip)], 0.015)
     profile[:, 1] -= h / 2
     wrap = turned(pattern(rng, 2 * math.pi * r), r)
     label, dark = colours(rng, 2)
@@ -231,9 +213,8 @@ def can(rng: Rng) -> Thing:
         ends = (np.abs(p[:, 2]) > h / 2 - 0.055) | (np.hypot(p[:, 0], p[:, 1]) < r * 0.94)
         return blend(out, metal, ends)
 
-    hulls = solid_hulls(
-        np.array([[r * 0.92, -h / 2], [r, 0.05 - h / 2], [r, h / 2 - 0.06], [r * 0.93, h / 2]])
-    )
+    side = [[r * 0.92, -h / 2], [r, 0.05 - h / 2], [r, h / 2 - 0.06], [rim, h / 2]]
+    hulls = solid_hulls(np.array(side))
     lie = () if flat else (math.pi / 2,)
     return Thing("can", revolve(profile), hulls, paint, rng.uniform(0.4, 1.0), (0, 0, *lie))
 
@@ -291,8 +272,7 @@ def mug(rng: Rng) -> Thing:
         edge = low + (r - low) * np.clip(p[:, 2] / h + 0.5, 0, 1)
         out = wrap(p)
         if plain_inside:
-            within = radius < edge - wall * 0.5
-            out = np.where(within[:, None], inside, out)
+            out = np.where((radius < edge - wall * 0.5)[:, None], inside, out)
         return blend(out, grip, (radius > edge + 0.012) & (p[:, 0] > 0)) if own_grip else out
 
     section = np.array([(low, 0), (r, h), (r - wall, h), (low - wall, 0)]) - (0, h / 2)

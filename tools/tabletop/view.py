@@ -60,11 +60,8 @@ class Camera:
         axes = self.axes.astype(points.dtype)
         q = points @ axes.T - (self.axes @ self.eye).astype(points.dtype)
         z = -q[:, 2]
-        return (
-            (q[:, 0] / z / tx + 1) * self.width / 2,
-            (1 - q[:, 1] / z / ty) * self.height / 2 - 1,
-            z,
-        )
+        x = (q[:, 0] / z / tx + 1) * self.width / 2
+        return x, (1 - q[:, 1] / z / ty) * self.height / 2 - 1, z
 
 
 def direction(azimuth: float, elevation: float) -> Array:
@@ -81,9 +78,8 @@ def choose_camera(rng: Rng, width: int, height: int, count: int) -> Camera:
     distance = frame / math.tan(math.radians(fov) / 2)
     target = np.array([*rng.uniform(-0.25, 0.25, 2), rng.uniform(0.15, 0.5)])
     roll = np.array([*rng.uniform(-0.05, 0.05, 2), 1.0])
-    return Camera(
-        target + distance * direction(azimuth, elevation), target, fov, width, height, up=roll
-    )
+    eye = target + distance * direction(azimuth, elevation)
+    return Camera(eye, target, fov, width, height, up=roll)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +100,7 @@ def choose_light(rng: Rng, camera: Camera) -> Light:
     azimuth = view + rng.uniform(-1.9, 1.9)
     key = direction(azimuth, math.radians(rng.uniform(28, 75)))
     warmth = rng.uniform(-1, 1)
-    warm, cool = np.array([1.0, 0.80, 0.58]), np.array([0.78, 0.88, 1.0])
-    white = np.ones(3)
+    warm, cool, white = np.array([1.0, 0.80, 0.58]), np.array([0.78, 0.88, 1.0]), np.ones(3)
     tint = white + (warm - white) * max(warmth, 0) + (cool - white) * max(-warmth, 0)
     against = white + (cool - white) * max(warmth, 0) * 0.7 + (warm - white) * max(-warmth, 0) * 0.4
     strength = rng.uniform(1.2, 4.2)

