@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 
 from condseg.models.backbones.files import check_sha256, sha256_in_name
 from condseg.zoo.registry import MODELS, PublishedModel, unknown_model
@@ -54,6 +60,7 @@ def _download(model: PublishedModel) -> Path:
     print(f"downloading {url}", file=sys.stderr)
     try:
         if on_hub:
+            get_hf_file_metadata(url)  # fails at once if offline; the download would retry
             return Path(hf_hub_download(model.folder, file))
         path = _torch_cache(model)
         path.parent.mkdir(parents=True, exist_ok=True)
