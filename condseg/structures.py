@@ -72,11 +72,8 @@ class Targets:
         return self.masks.flatten(1).any(dim=1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
-        return Targets(
-            self.boxes.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.masks.to(device, non_blocking=non_blocking),
-        )
+        values = (self.boxes, self.labels, self.masks)
+        return Targets(*(value.to(device, non_blocking=non_blocking) for value in values))
 
     def pin_memory(self) -> Targets:
         return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.masks.pin_memory())

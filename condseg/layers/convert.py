@@ -44,15 +44,12 @@ class Conversion:
 
     def __str__(self) -> str:
         before, after = self.parameters
-        reasons = sorted(set(self.kept.values()))
-        lines = [
-            f"{len(self)} convolutions are {self.kind} now, {len(self.kept)} kept; "
-            f"parameters {before:,} -> {after:,}"
-        ]
-        for reason in reasons:
+        text = f"{len(self)} convolutions are {self.kind} now, {len(self.kept)} kept; "
+        text += f"parameters {before:,} -> {after:,}"
+        for reason in sorted(set(self.kept.values())):
             names = [name for name, why in self.kept.items() if why == reason]
-            lines.append(f"  kept ({reason}): {', '.join(names)}")
-        return "\n".join(lines)
+            text += f"\n  kept ({reason}): {', '.join(names)}"
+        return text
 
 
 def to_dynamic(
@@ -101,15 +98,14 @@ def to_dynamic(
     converted = tuple(name for name in fitting if name not in kept)
     if not converted:
         raise ValueError(f"where={where!r} selects none of the {len(convs)} convolutions")
-    built: dict[int, nn.Module] = {}
+    built: dict[nn.Module, nn.Module] = {}
     for name in converted:
-        conv = convs[name]
-        if id(conv) not in built:
-            built[id(conv)] = _build(factory, conv, copy, spread)
-        network.set_submodule(name, built[id(conv)])
+        if (conv := convs[name]) not in built:
+            built[conv] = _build(factory, conv, copy, spread)
+        network.set_submodule(name, built[conv])
     connect = getattr(getattr(factory, "func", factory), "connect", None)
     if connect is not None:
-        connect({name: built[id(convs[name])] for name in converted})
+        connect({name: built[convs[name]] for name in converted})
     return Conversion(converted, kept, (before, count_parameters(network)))
 
 
@@ -140,13 +136,9 @@ def paper_exceptions(
     last_blocks: int | None = None,
     shortcuts: bool = False,
 ) -> dict[str, str]:
-    """Names of the convolutions that the papers leave static, each with the reason.
+    """Of these convolutions, the names of those that the papers leave static, with the reasons.
 
-    Args:
-        network: holds them.
-        names: of the convolutions in question.
-        last_blocks: number of the last blocks, if only these are dynamic.
-        shortcuts: whether shortcuts are dynamic.
+    ``last_blocks`` is the number of the last blocks, if only these are dynamic.
     """
     kept: dict[str, str] = {}
     places = list(_places(network))
@@ -173,21 +165,17 @@ def paper_exceptions(
 def _places(network: nn.Module) -> dict[str, nn.Module]:
     """Convolutions, static and dynamic, in the order of definition, without their parts."""
     slots = [m for m in network.modules() if isinstance(m, ConvSlot)]
-    inside = {id(part) for slot in slots for part in slot.modules() if part is not slot}
-    return {
-        name: module
-        for name, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvSlot))
-        and id(module) not in inside
-    }
+    inside = {part for slot in slots for part in slot.modules() if part is not slot}
+    kinds = (*STATIC.values(), ConvSlot)
+    modules = network.named_modules(remove_duplicate=False)
+    return {name: m for name, m in modules if isinstance(m, kinds) and m not in inside}
 
 
 def _blocks(names: Sequence[str]) -> list[list[str]]:
     """Groups of two or more convolutions under one numbered module, such as ``layer1.0``."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        match = BLOCK.match(name)
-        if match:
+        if match := BLOCK.match(name):
             groups.setdefault(match.group(), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
@@ -206,13 +194,11 @@ def _unfit(conv: nn.Module, dims: int) -> str | None:
 
 
 def _build(factory: ConvFactory, conv: nn.Module, copy: bool, spread: float) -> nn.Module:
-    assert is_static(conv)
     layer = factory(**geometry(conv))
-    if copy:
-        if isinstance(layer, ConvSlot):
-            layer.copy_static_(conv, spread)
-        else:
-            layer.load_state_dict(conv.state_dict())
+    if copy and isinstance(layer, ConvSlot):
+        layer.copy_static_(conv, spread)
+    elif copy:
+        layer.load_state_dict(conv.state_dict())
     return place_like(layer, conv)
 
 

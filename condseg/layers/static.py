@@ -45,11 +45,8 @@ def to_static(
             not one of the network's.
     """
     before = count_parameters(network)
-    layers = {
-        name: module
-        for name, module in network.named_modules(remove_duplicate=False)
-        if isinstance(module, ConvSlot)
-    }
+    modules = network.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, ConvSlot)}
     if not layers or "" in layers:
         raise ValueError(f"network={type(network).__name__} must hold dynamic layers inside of it")
     kept = {} if where == "all" else not_selected(network, where, layers, "all")
@@ -58,26 +55,26 @@ def to_static(
             kept[name] = why
     candidates = {name: layer for name, layer in layers.items() if name not in kept}
     if batches is None:
-        observed = {id(layer): _probe(layer) for layer in candidates.values()}
+        observed = {layer: _probe(layer) for layer in candidates.values()}
         limit, reason = 1e-12, "its kernel or its bias depends on the input"
     else:
         observed = _observe(network, candidates.values(), batches)
         limit, reason = max_change, f"its kernel varies by more than {max_change}"
-    built: dict[int, nn.Module] = {}
+    built: dict[nn.Module, nn.Module] = {}
     change = {}
     for name, layer in candidates.items():
-        kernels = observed[id(layer)]
-        why = kernels.unknown
-        if why is None:
-            change[name] = kernels.change
-            why = None if change[name] <= limit else reason
-        if why is not None:
-            kept[name] = why
-        elif id(layer) not in built:
-            built[id(layer)] = layer.to_static(*kernels.mean)
+        kernels = observed[layer]
+        if kernels.unknown is not None:
+            kept[name] = kernels.unknown
+            continue
+        change[name] = kernels.change
+        if change[name] > limit:
+            kept[name] = reason
+        elif layer not in built:
+            built[layer] = layer.to_static(*kernels.mean)
     converted = tuple(name for name in candidates if name not in kept)
     for name in converted:
-        network.set_submodule(name, built[id(layers[name])])
+        network.set_submodule(name, built[layers[name]])
     return Conversion(converted, kept, (before, count_parameters(network)), "static", change)
 
 
@@ -128,24 +125,18 @@ def _probe(layer: ConvSlot) -> _Kernels:
 
 def _observe(
     network: nn.Module, layers: Iterable[ConvSlot], batches: Iterable[Any]
-) -> dict[int, _Kernels]:
+) -> dict[ConvSlot, _Kernels]:
     """The kernels of the layers while the network runs on the batches in eval mode."""
-    observed = {id(layer): _Kernels() for layer in layers}
+    observed = {layer: _Kernels() for layer in layers}
 
-    def observe(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert isinstance(layer, ConvSlot)
+    def observe(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) != 1 or kwargs:
-            observed[id(layer)].unknown = GUIDED
-        elif observed[id(layer)].unknown != GUIDED:
-            observed[id(layer)].add(layer, args[0])
+            observed[layer].unknown = GUIDED
+        elif observed[layer].unknown != GUIDED:
+            observed[layer].add(layer, args[0])
 
-    modules = list(network.modules())
-    modes = [module.training for module in modules]
-    hooks = [
-        module.register_forward_pre_hook(observe, with_kwargs=True)
-        for module in modules
-        if id(module) in observed
-    ]
+    modes = {module: module.training for module in network.modules()}
+    hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in observed]
     network.eval()
     try:
         for batch in batches:
@@ -153,6 +144,6 @@ def _observe(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes.items():
             module.training = mode
     return observed

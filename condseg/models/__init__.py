@@ -1,14 +1,23 @@
 """The detector: network, criterion and post-process."""
 
-from condseg.models.backbones import Backbone
+from condseg.models.backbones.backbone import Backbone
 from condseg.models.build import build_condinst
 from condseg.models.condinst import CondInst
-from condseg.models.heads import DenseHead, FCOSHead, RTMDetHead
-from condseg.models.losses import Criterion, FCOSLoss, MaskLoss, SemanticLoss, SoftLabelLoss
-from condseg.models.mask import DepthEncoder, DynamicMaskHead, MaskBranch
+from condseg.models.heads.base import DenseHead
+from condseg.models.heads.fcos import FCOSHead
+from condseg.models.heads.rtmdet import RTMDetHead
+from condseg.models.losses.criterion import Criterion
+from condseg.models.losses.fcos import FCOSLoss
+from condseg.models.losses.masks import MaskLoss
+from condseg.models.losses.semantic import SemanticLoss
+from condseg.models.losses.soft_labels import SoftLabelLoss
+from condseg.models.mask.branch import MaskBranch
+from condseg.models.mask.depth import DepthEncoder
+from condseg.models.mask.head import DynamicMaskHead
 from condseg.models.optimize import optimize_for_inference
 from condseg.models.postprocess import PostProcess
-from condseg.models.pyramids import FPN, BiFPN
+from condseg.models.pyramids.bifpn import BiFPN
+from condseg.models.pyramids.fpn import FPN
 
 __all__ = [
     "FPN",

@@ -105,13 +105,7 @@ class CondInst(nn.Module):
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> MaskQueries:
-        """The inputs of the mask head for P chosen locations.
-
-        Args:
-            dense: predictions of the batch.
-            image_index: (P,) image of each location.
-            location_index: (P,) location 0..L-1.
-        """
+        """The inputs of the mask head for P chosen locations, each of an image, 0..L-1."""
         features = dense.head.controller_features
         return MaskQueries(
             self.head.params_at(features, image_index, location_index),
@@ -126,7 +120,7 @@ class CondInst(nn.Module):
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> Float[Tensor, "p h4 w4"]:
-        """Mask logits (P, H/4, W/4) of P chosen locations; arguments as of :meth:`queries`."""
+        """Mask logits of P chosen locations; arguments as of :meth:`queries`."""
         queries = self.queries(dense, image_index, location_index)
         logits: Tensor = self.mask_head(dense.mask_features, queries)
         return logits

@@ -72,20 +72,17 @@ def fold_norms_(network: nn.Module) -> int:
         log.info("batch norms of %s are not folded: %s", type(network).__name__, error)
         return 0
     called = [node.target for node in nodes if node.op == "call_module"]
+    once = [n for n in nodes if n.op == "call_module" and called.count(n.target) == 1 and n.args]
     folded = 0
-    for node in nodes:
-        before = node.args[0] if node.args else None
-        if node.op != "call_module" or not isinstance(before, fx.Node):
+    for node in once:
+        before = node.args[0]
+        if before not in once or len(before.users) != 1:
             continue
-        if before.op != "call_module" or len(before.users) != 1:
-            continue
-        if not called.count(before.target) == called.count(node.target) == 1:
-            continue
-        norm, rest = modules[str(node.target)], _rest_of_norm(modules[str(node.target)])
-        if rest is None or not _fold(network, str(before.target), norm):
-            continue
-        network.set_submodule(str(node.target), rest.eval())
-        folded += 1
+        norm = modules[str(node.target)]
+        rest = _rest_of_norm(norm)
+        if rest is not None and _fold(network, str(before.target), norm):
+            network.set_submodule(str(node.target), rest.eval())
+            folded += 1
     return folded
 
 

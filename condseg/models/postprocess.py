@@ -72,10 +72,7 @@ class PostProcess:
     ) -> list[Detections]:
         """Detections of each image in pixels of the original, in full precision under autocast.
 
-        Args:
-            dense: predictions of B images.
-            infos: of the B images.
-            mask_logits: computes the masks of chosen locations, see ``CondInst.mask_logits``.
+        ``mask_logits`` computes the masks of chosen locations, see ``CondInst.mask_logits``.
         """
         with full_precision(dense.mask_features):
             return [self._detect(dense, i, info, mask_logits) for i, info in enumerate(infos)]
@@ -121,9 +118,8 @@ class PostProcess:
         limit = found.boxes.new_tensor((width, height, width, height))
         boxes = torch.minimum((found.boxes * scale).clamp(min=0), limit)
         keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return Candidates(
-            boxes[keep], found.scores[keep], found.labels[keep], found.locations[keep]
-        )
+        values = (boxes, found.scores, found.labels, found.locations)
+        return Candidates(*(value[keep] for value in values))
 
     def paste(
         self, logits: Float[Tensor, "d h4 w4"], info: ImageInfo, stride: int

@@ -32,14 +32,7 @@ def ltrb_overlap(
 
     iou = (I + 1) / (U + 1), giou = iou - (hull - U) / hull, with intersection I, union U and the
     enclosing box's area hull in the distances' own unit (strides). The ones keep an empty
-    prediction finite, as in the official implementation.
-
-    Args:
-        predicted: (N, 4) distances l, t, r, b >= 0.
-        target: (N, 4).
-
-    Returns:
-        iou (N,), giou (N,).
+    prediction finite, as in the official implementation. The distances l, t, r, b are >= 0.
     """
     inner, outer = torch.minimum(predicted, target), torch.maximum(predicted, target)
 

@@ -39,11 +39,8 @@ def neighbours(x: Float[Tensor, "n c h w"], size: int, dilation: int) -> Float[T
     h, w = x.shape[-2:]
     reach = size // 2 * dilation
     x = F.pad(x, (reach,) * 4)
-    windows = [
-        x[..., reach + dy : reach + dy + h, reach + dx : reach + dx + w]
-        for dy, dx in _offsets(size, dilation)
-    ]
-    return torch.stack(windows, dim=2)
+    places = [(reach + dy, reach + dx) for dy, dx in _offsets(size, dilation)]
+    return torch.stack([x[..., i : i + h, j : j + w] for i, j in places], dim=2)
 
 
 def _offsets(size: int, dilation: int) -> list[tuple[int, int]]:
@@ -63,11 +60,7 @@ def color_similarity(
 ) -> Float[Tensor, "k h w"]:
     """exp(-|lab_i - lab_j| / 2) for each neighbour j of each pixel i, zero where j is not valid.
 
-    Args:
-        lab: (3, H, W).
-        valid: (H, W) pixels of the image, without padding and removed rows.
-        size: of the window.
-        dilation: of the window.
+    Valid are the pixels of the image, without padding and removed rows.
     """
     difference = lab[None, :, None] - neighbours(lab[None], size, dilation)
     similarity = torch.exp(-0.5 * difference.norm(dim=1)[0])
@@ -91,13 +84,8 @@ def pairwise_loss(
     """-log P(a pixel and its neighbour have the same label), summed over weighted pairs.
 
     -log(p q + (1 - p)(1 - q)) = s(a) + s(b) - s(a + b), with s(x) = log(1 + e^x) and p, q the
-    sigmoids of the pixels' logits a, b. It is symmetric and computed once per pair.
-
-    Args:
-        logits: (N, H, W) of the masks.
-        weights: (N, K, H, W) of each pixel's K neighbours; those outside the map are ignored.
-        size: of the window.
-        dilation: of the window.
+    sigmoids of the pixels' logits a, b. It is symmetric and computed once per pair. The weights are
+    those of each pixel's K neighbours; those outside the map are ignored.
     """
     h, w = logits.shape[-2:]
     offsets = _offsets(size, dilation)
@@ -116,12 +104,9 @@ def pairwise_loss(
 def box_masks(
     boxes: Float[Tensor, "n 4"], size: tuple[int, int], stride: int = 1
 ) -> Bool[Tensor, "n h w"]:
-    """Filled boxes on a canvas (H, W): rows int(y1) to int(y2 + 1) - 1, columns likewise.
+    """Filled boxes (xyxy) on a canvas: rows int(y1) to int(y2 + 1) - 1, columns likewise.
 
-    Args:
-        boxes: (N, 4) xyxy in pixels.
-        size: (H, W) of the canvas.
-        stride: only pixels at stride // 2, stride // 2 + stride, ... are computed.
+    Only pixels at stride // 2, stride // 2 + stride, ... are computed.
     """
     x1, y1, x2, y2 = boxes[..., None].unbind(1)
     y = torch.arange(stride // 2, size[0], stride, device=boxes.device)

@@ -16,18 +16,11 @@ def level_locations(
 ) -> Float[Tensor, "l 2"]:
     """Centers of the cells of one map: (x, y) = (j s + s // 2, i s + s // 2), row-major.
 
-    Args:
-        size: (height, width) of the map.
-        stride: pixels per cell.
-        device: of the result.
-
     Source:
         FCOS (ICCV 2019), section 3.1.
     """
-    y = torch.arange(size[0], device=device, dtype=torch.float32) * stride + stride // 2
-    x = torch.arange(size[1], device=device, dtype=torch.float32) * stride + stride // 2
-    yy, xx = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack((xx.reshape(-1), yy.reshape(-1)), dim=1)
+    y, x = (torch.arange(n, device=device, dtype=torch.float32) * stride for n in size)
+    return torch.cartesian_prod(y, x).flip(1) + stride // 2
 
 
 def pyramid_locations(
@@ -45,7 +38,7 @@ def pyramid_locations(
         level_sizes: (height, width) of each level's map.
         strides: pixels per cell of each level.
         device: of the result.
-        sizes_of_interest: of each level, in pixels; 8 strides, as published, if not given.
+        sizes_of_interest: in pixels; 8 strides, as published, if not given.
 
     Source:
         FCOS (ICCV 2019), section 3.2: 64, 128, 256, 512; CondInst divides the relative coordinates

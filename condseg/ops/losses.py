@@ -23,13 +23,7 @@ def focal_loss(
 ) -> Float[Tensor, ""]:
     """Sum of the sigmoid focal loss against one-hot labels; label K is background (all zeros).
 
-    FL(p) = -alpha_t (1 - p_t)^gamma log(p_t).
-
-    Args:
-        logits: (..., K).
-        labels: (...,) 0..K.
-        alpha: weight of the positives, 1 - alpha of the negatives.
-        gamma: exponent that reduces the weight of easy examples.
+    FL(p) = -alpha_t (1 - p_t)^gamma log(p_t), alpha_t = alpha for positives, 1 - alpha for others.
 
     Source:
         RetinaNet (ICCV 2017), equation 5.
@@ -47,13 +41,8 @@ def quality_focal_loss(
 ) -> Float[Tensor, ""]:
     """Sum of the quality focal loss: the target of the label's class is the box's quality.
 
-    QFL(p) = |y - p|^beta BCE(p, y), with y the quality for the label's class and 0 for all others.
-
-    Args:
-        logits: (..., K).
-        labels: (...,) 0..K, K is background.
-        quality: (...,) 0..1, target score of the label's class.
-        beta: exponent that reduces the weight of scores near their target.
+    QFL(p) = |y - p|^beta BCE(p, y), with y the quality (0..1) for the label's class and 0 for all
+    others; label K is background.
 
     Source:
         Generalized Focal Loss (NeurIPS 2020), equation 3.
@@ -77,11 +66,7 @@ def box_loss(
 def dice_loss(
     scores: Float[Tensor, "n *s"], target: Float[Tensor, "n *s"] | Bool[Tensor, "n *s"]
 ) -> Float[Tensor, " n"]:
-    """1 - 2 sum(p t) / (sum p^2 + sum t^2 + 1e-5), one value per instance.
-
-    Args:
-        scores: (N, ...) after the sigmoid.
-        target: (N, ...) 0 or 1.
+    """1 - 2 sum(p t) / (sum p^2 + sum t^2 + 1e-5), p after the sigmoid, t 0 or 1, per instance.
 
     Source:
         V-Net (3DV 2016), as in CondInst (ECCV 2020), equation 5.

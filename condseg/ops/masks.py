@@ -16,27 +16,20 @@ def aligned_upsample(x: Float[Tensor, "*b h w"], factor: int) -> Float[Tensor, "
     out[f i + f // 2] = x[i], linear between two pixels, constant outside. For f = 2:
     out[0] = x[0], out[2 i + 1] = x[i], out[2 i + 2] = (x[i] + x[i + 1]) / 2.
 
-    Args:
-        x: (..., H, W).
-        factor: integer >= 1.
-
     Shape:
-        (..., H, W) -> (..., factor H, factor W).
+        (..., H, W) -> (..., factor H, factor W), factor >= 1.
 
     Source:
         CondInst (ECCV 2020), the up-sampling of the official implementation.
     """
     if factor == 1:
         return x
-    h, w = x.shape[-2:]
-    lead = x.shape[:-2]
+    *lead, h, w = x.shape
+    height, width, before = factor * h, factor * w, factor // 2
     maps = F.pad(x.reshape(math.prod(lead), 1, h, w), (0, 1, 0, 1), mode="replicate")
-    maps = F.interpolate(
-        maps, size=(factor * h + 1, factor * w + 1), mode="bilinear", align_corners=True
-    )
-    before = factor // 2
+    maps = F.interpolate(maps, (height + 1, width + 1), mode="bilinear", align_corners=True)
     maps = F.pad(maps, (before, 0, before, 0), mode="replicate")
-    return maps[..., : factor * h, : factor * w].reshape(*lead, factor * h, factor * w)
+    return maps[..., :height, :width].reshape(*lead, height, width)
 
 
 def upsample_into(x: Float[Tensor, "n h w"], factor: int, out: Tensor) -> None:

@@ -30,8 +30,7 @@ def paste(
     Args:
         logits: one map per instance, a cell per ``stride`` pixels of the network's input.
         stride: see above.
-        size: (height, width) of the image in the network's input.
-        original: (height, width) of the masks.
+        size, original: (height, width) of the image in the network's input, and of the masks.
         threshold: the mask is where the score is above it.
     """
     rows = _bands(logits.shape[1], stride, size[0], original[0], logits.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from condseg.models import CondInst, Criterion, MaskLoss, PostProcess, SemanticLoss
-from condseg.models.losses import DenseLoss
+from condseg.models.losses.base import DenseLoss
 from condseg.training.module import CondInstModule
 from condseg.training.schedules import OptimizerFactory, ScheduleFactory
 from condseg.zoo.checkpoint import Network

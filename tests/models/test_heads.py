@@ -8,7 +8,7 @@ from support.networks import BOXES, rectangles
 from torch import Tensor, nn
 
 from condseg.models import DenseHead, FCOSHead, RTMDetHead
-from condseg.models.heads import HeadFactory
+from condseg.models.heads.base import HeadFactory
 from condseg.ops.locations import pyramid_locations
 from condseg.structures import FCOSPredictions
 

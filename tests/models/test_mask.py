@@ -50,12 +50,12 @@ def test_mask_head_is_a_small_network_of_each_instance(
     torch.testing.assert_close(masks[p, 2 * i + 1, 2 * j + 1], x[0], rtol=1e-4, atol=1e-4)
 
 
-def test_params_are_parsed_into_grouped_convolutions() -> None:
+def test_params_are_parsed_into_weights_and_biases() -> None:
     head = DynamicMaskHead()
     assert head.num_params == 169
-    weights, biases = head.grouped(torch.randn(5, 169))
-    assert [w.shape for w in weights] == [(40, 10, 1, 1), (40, 8, 1, 1), (5, 8, 1, 1)]
-    assert [b.shape for b in biases] == [(40,), (40,), (5,)]
+    weights, biases = head.parse(torch.randn(5, 169))
+    assert [w.shape for w in weights] == [(5, 8, 10), (5, 8, 8), (5, 1, 8)]
+    assert [b.shape for b in biases] == [(5, 8), (5, 8), (5, 1)]
 
 
 def test_masks_in_half_precision_are_finite() -> None:

@@ -7,7 +7,7 @@ import torch
 from support.networks import RTMDET, tiny_condinst
 
 from condseg.models import CondInst, FCOSLoss, MaskLoss, PostProcess, SoftLabelLoss
-from condseg.models.losses import DenseLoss
+from condseg.models.losses.base import DenseLoss
 from condseg.training.build import build_module
 from condseg.training.module import CondInstModule
 from condseg.training.schedules import WarmupMultiStep

@@ -1,5 +1,1 @@
 """Backbones and their initial weights."""
-
-from condseg.models.backbones.backbone import Backbone
-
-__all__ = ["Backbone"]

@@ -15,8 +15,7 @@ from condseg.structures import HeadPredictions
 class DenseHead(nn.Module):
     """Predicts classes, boxes and the parameters of the mask head at every location.
 
-    A head says how its scores are computed by the type of its predictions, and which loss
-    trains it by :meth:`default_loss`.
+    The type of its predictions says how scores are computed.
     """
 
     @abstractmethod
@@ -30,13 +29,7 @@ class DenseHead(nn.Module):
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> Float[Tensor, "p g"]:
-        """The controller's output at P chosen locations only.
-
-        Args:
-            controller_features: of the head's predictions.
-            image_index: (P,) image of each location.
-            location_index: (P,) location 0..L-1.
-        """
+        """The controller's output at P chosen locations only, each of an image, 0..L-1."""
 
     @abstractmethod
     def default_loss(self) -> DenseLoss:

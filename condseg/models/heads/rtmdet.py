@@ -23,21 +23,18 @@ class _Tower(nn.Module):
 
     def __init__(self, channels: int, num_convs: int, num_levels: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            Conv3x3(channels, channels, bias=False) for _ in range(num_convs)
-        )
+        convs = (Conv3x3(channels, channels, bias=False) for _ in range(num_convs))
+        self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(
             nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_convs))
             for _ in range(num_levels)
         )
 
-    def forward(
-        self, maps: Sequence[Float[Tensor, "b c _h _w"]]
-    ) -> list[Float[Tensor, "b c _h _w"]]:
+    def forward(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         for conv, *norms in zip(self.convs, *self.norms, strict=True):
             maps = run_levels([conv], maps)
             maps = [F.silu(norm(x)) for norm, x in zip(norms, maps, strict=True)]
-        return list(maps)
+        return maps
 
 
 class RTMDetHead(DenseHead):

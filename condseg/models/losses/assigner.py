@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from condseg.ops.masks import mask_centers
@@ -39,25 +38,16 @@ class Assigner:
     def __call__(
         self, locations: Locations, targets: Sequence[Targets], num_classes: int
     ) -> Assignment:
-        """Assign every location of every image.
-
-        Args:
-            locations: of the pyramid.
-            targets: of B images.
-            num_classes: K, the label of background.
-        """
-        instances, labels, distances = [], [], []
+        """Assign every location of every image; ``num_classes`` is the label of background."""
+        images = []
         for target in targets:
             instance, ltrb = self._assign_one(locations, target)
             background = target.labels.new_full((1,), num_classes)
-            instances.append(instance)
-            labels.append(torch.cat((target.labels, background))[instance])
-            distances.append(ltrb / locations.stride[:, None])
-        return Assignment(torch.stack(instances), torch.stack(labels), torch.stack(distances))
+            label = torch.cat((target.labels, background))[instance]
+            images.append((instance, label, ltrb / locations.stride[:, None]))
+        return Assignment(*map(torch.stack, zip(*images, strict=True)))
 
-    def _assign_one(
-        self, locations: Locations, target: Targets
-    ) -> tuple[Int64[Tensor, " l"], Float[Tensor, "l 4"]]:
+    def _assign_one(self, locations: Locations, target: Targets) -> tuple[Tensor, Tensor]:
         boxes, points = target.boxes, locations.points
         if len(boxes) == 0:
             instance = torch.full((len(points),), -1, device=boxes.device)
@@ -68,7 +58,7 @@ class Assigner:
         if self.radius is not None:
             inside = self._near_center(locations, target, self.radius)
         lower, upper = locations.regression_range[:, None].unbind(2)  # (L, 1)
-        furthest = ltrb.amax(2)
+        furthest = ltrb.amax(2)  # (L, N)
         in_range = (furthest >= lower) & (furthest <= upper)
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         area = area.expand(len(points), -1).masked_fill(~(inside & in_range), torch.inf)
@@ -77,9 +67,7 @@ class Assigner:
         chosen = ltrb[torch.arange(len(points), device=boxes.device), instance]  # (L, 4)
         return instance.where(positive, -1), chosen.where(positive[:, None], 0.0)
 
-    def _near_center(
-        self, locations: Locations, target: Targets, radius: float
-    ) -> Bool[Tensor, "l n"]:
+    def _near_center(self, locations: Locations, target: Targets, radius: float) -> Tensor:
         boxes = target.boxes
         center = (boxes[:, :2] + boxes[:, 2:]) / 2
         if self.center_from_masks:

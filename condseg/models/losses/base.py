@@ -12,13 +12,10 @@ from condseg.structures import Assignment, HeadPredictions, Locations, Targets
 
 
 class DenseLoss(nn.Module):
-    """Assigns objects to locations and computes the losses of classes and boxes.
-
-    Attributes:
-        mask_weight: factor of the mask losses beside it.
-    """
+    """Assigns objects to locations and computes the losses of classes and boxes."""
 
     mask_weight: float = 1.0
+    """Factor of the mask losses beside it."""
     predictions: ClassVar[type[HeadPredictions]] = HeadPredictions
     """The predictions that it trains."""
 
@@ -26,10 +23,4 @@ class DenseLoss(nn.Module):
     def forward(
         self, head: HeadPredictions, locations: Locations, targets: Sequence[Targets]
     ) -> tuple[Assignment, dict[str, Tensor]]:
-        """The assignment of the B images' objects, and the losses by name.
-
-        Args:
-            head: predictions of B images.
-            locations: of the predictions.
-            targets: of the B images.
-        """
+        """The assignment of the images' objects, and the losses by name."""

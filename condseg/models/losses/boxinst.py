@@ -56,10 +56,8 @@ class BoxInstLoss(nn.Module):
         ):
             if value < minimum:
                 raise ValueError(f"{name} is {value}; {minimum} or more is allowed")
-        self.threshold = threshold
-        self.size, self.dilation = size, dilation
-        self.warmup_steps = warmup_steps
-        self.bottom_pixels_removed = bottom_pixels_removed
+        self.threshold, self.size, self.dilation = threshold, size, dilation
+        self.warmup_steps, self.bottom_pixels_removed = warmup_steps, bottom_pixels_removed
         self.register_buffer("steps", torch.tensor(0))
 
     def forward(
@@ -75,7 +73,7 @@ class BoxInstLoss(nn.Module):
         Args:
             logits: of P masks.
             boxes: of their objects, in pixels of the input.
-            image_index: (P,) image of each mask.
+            image_index: image of each mask.
             batch: the images and their sizes.
             stride: pixels of the input per cell of the masks.
         """

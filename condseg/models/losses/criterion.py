@@ -13,10 +13,7 @@ from condseg.structures import Batch, DensePredictions
 class Criterion(nn.Module):
     """The losses of classes and boxes, of masks and, if there is one, of the semantic branch.
 
-    Args:
-        dense_loss: of classes and boxes; it fits the network's head.
-        mask_loss: of the masks.
-        semantic_loss: of the semantic logits, for a network that predicts them.
+    The dense loss fits the network's head; a semantic loss is for a network with semantic logits.
 
     Source:
         CondInst (ECCV 2020), equation 4.
@@ -36,12 +33,9 @@ class Criterion(nn.Module):
     def forward(
         self, dense: DensePredictions, batch: Batch, mask_logits: MaskLogits
     ) -> dict[str, Tensor]:
-        """The losses by name; their sum is minimized.
+        """The losses by name, whose sum is minimized.
 
-        Args:
-            dense: predictions of the batch.
-            batch: the images and their targets, masks at the input's resolution.
-            mask_logits: computes the masks of chosen locations, see ``CondInst.mask_logits``.
+        ``mask_logits`` computes the masks of chosen locations, see ``CondInst.mask_logits``.
         """
         losses: dict[str, Tensor]
         assignment, losses = self.dense_loss(dense.head, dense.locations, batch.targets)

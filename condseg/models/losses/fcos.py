@@ -54,8 +54,7 @@ class FCOSLoss(DenseLoss):
         self.alpha, self.gamma = alpha, gamma
         self.assign = Assigner(radius, center_from_masks)
         self.box_loss: BoxLoss = box_loss
-        self.box_quality = box_quality
-        self.class_normalizer = class_normalizer
+        self.box_quality, self.class_normalizer = box_quality, class_normalizer
         self.register_buffer("moving_positives", torch.tensor(100.0))
 
     def forward(
@@ -81,14 +80,10 @@ class FCOSLoss(DenseLoss):
             loss_box = boxes.sum() / count
         else:
             quality = centerness(target)
-            weight = mean_over_ranks(quality.sum()).clamp(min=1e-6)
-            loss_box = (boxes * quality).sum() / weight
+            loss_box = (boxes * quality).sum() / mean_over_ranks(quality.sum()).clamp(min=1e-6)
         loss_quality = F.binary_cross_entropy_with_logits(quality_logits, quality, reduction="sum")
-        return {
-            "loss_cls": loss_cls,
-            "loss_box": loss_box,
-            "loss_centerness": loss_quality / count,
-        }
+        loss_quality = loss_quality / count
+        return {"loss_cls": loss_cls, "loss_box": loss_box, "loss_centerness": loss_quality}
 
     def _class_count(self, count: Tensor, positive: Tensor) -> Tensor:
         if self.class_normalizer == "locations":

@@ -51,8 +51,7 @@ class MaskLoss(nn.Module):
         bottom_pixels_removed: int = 10,
     ) -> None:
         super().__init__()
-        self.max_proposals = max_proposals
-        self.topk_proposals_per_image = topk_proposals_per_image
+        self.max_proposals, self.topk_proposals_per_image = max_proposals, topk_proposals_per_image
         self.supervision = supervision
         self.boxinst = BoxInstLoss(
             pairwise_threshold,
@@ -69,14 +68,7 @@ class MaskLoss(nn.Module):
         batch: Batch,
         mask_logits: MaskLogits,
     ) -> dict[str, Tensor]:
-        """Mean losses of the chosen positive locations, by name.
-
-        Args:
-            dense: predictions of the batch.
-            assignment: of its objects.
-            batch: the images and their targets, masks at the input's resolution.
-            mask_logits: computes the masks, see ``CondInst.mask_logits``.
-        """
+        """Mean losses of the chosen positive locations, by name."""
         image, location = self.choose(dense.head, assignment)  # (P,)
         logits = mask_logits(dense, image, location).float()  # (P, H/4, W/4)
         stride = dense.image_size[1] // logits.shape[2]
@@ -95,11 +87,10 @@ class MaskLoss(nn.Module):
             losses["loss_mask"] = dice.sum() / count
         if self.supervision != "masks":
             boxes = torch.cat([t.boxes for t in targets])[instance[~masked]]
-            projection, pairwise = self.boxinst(
-                logits[~masked], boxes, image[~masked], batch, stride
-            )
-            share = mean_over_ranks((~masked).sum().float()) / count
+            of_boxes = (logits[~masked], boxes, image[~masked])
+            projection, pairwise = self.boxinst(*of_boxes, batch, stride)
             losses["loss_projection"] = projection.sum() / count
+            share = mean_over_ranks((~masked).sum().float()) / count
             losses["loss_pairwise"] = pairwise * share
         return losses
 

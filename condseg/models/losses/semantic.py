@@ -35,13 +35,7 @@ class SemanticLoss(nn.Module):
     def forward(
         self, logits: Float[Tensor, "b k h w"], targets: Sequence[Targets], stride: int
     ) -> Float[Tensor, ""]:
-        """The loss of a batch.
-
-        Args:
-            logits: (B, K, H/stride, W/stride).
-            targets: of the B images; masks are read at rows and columns stride // 2, ...
-            stride: pixels of the image per cell of the logits.
-        """
+        """The loss of a batch; masks are read at rows and columns stride // 2, ..."""
         background = logits.shape[1]
         labels, unknown = [], []
         for target in targets:
@@ -50,8 +44,7 @@ class SemanticLoss(nn.Module):
             boxed = box_masks(boxes, (target.masks.shape[1], target.masks.shape[2]), stride).any(0)
             unknown.append(boxed & ~masks.any(0))
             if len(masks) == 0:
-                size = logits.shape[-2:]
-                labels.append(torch.full(size, background, device=logits.device))
+                labels.append(torch.full(logits.shape[-2:], background, device=logits.device))
                 continue
             area = target.masks.sum(dim=(1, 2)).float()[:, None, None].expand(masks.shape)
             smallest, index = area.masked_fill(~masks, torch.inf).min(dim=0)

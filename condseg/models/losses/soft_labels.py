@@ -57,31 +57,26 @@ class SoftLabelLoss(DenseLoss):
         mask_weight: float = 2.0,
     ) -> None:
         super().__init__()
-        self.topk = topk
-        self.center_radius = center_radius
-        self.iou_weight = iou_weight
-        self.beta = beta
-        self.box_weight = box_weight
-        self.mask_weight = mask_weight
+        self.topk, self.center_radius, self.iou_weight = topk, center_radius, iou_weight
+        self.beta, self.box_weight, self.mask_weight = beta, box_weight, mask_weight
 
     def forward(
         self, head: HeadPredictions, locations: Locations, targets: Sequence[Targets]
     ) -> tuple[Assignment, dict[str, Tensor]]:
         logits, ltrb = head.class_logits.float(), head.ltrb.float()
         points, stride = locations.points, locations.stride
-        instances, qualities, labels, distances = [], [], [], []
+        images = []
         for i, target in enumerate(targets):
             boxes = boxes_from_ltrb(points, ltrb[i].detach() * stride[:, None])
             instance, quality = self.assign(points, stride, boxes, logits[i].detach(), target)
-            instances.append(instance)
-            qualities.append(quality)
             background = target.labels.new_full((1,), logits.shape[2])
-            labels.append(torch.cat((target.labels, background))[instance])
+            label = torch.cat((target.labels, background))[instance]
             box = torch.cat((target.boxes, points.new_zeros(1, 4)))[instance]  # (L, 4)
             sides = torch.cat((points - box[:, :2], box[:, 2:] - points), 1)
-            distances.append(sides / stride[:, None])
-        assignment = Assignment(torch.stack(instances), torch.stack(labels), torch.stack(distances))
-        return assignment, self._losses(logits, ltrb, assignment, torch.stack(qualities))
+            images.append((instance, label, sides / stride[:, None], quality))
+        *assigned, quality = map(torch.stack, zip(*images, strict=True))
+        assignment = Assignment(*assigned)
+        return assignment, self._losses(logits, ltrb, assignment, quality)
 
     @torch.no_grad()
     def assign(
@@ -94,12 +89,7 @@ class SoftLabelLoss(DenseLoss):
     ) -> tuple[Int64[Tensor, " l"], Float[Tensor, " l"]]:
         """The object of each location of one image (-1: none), and the IoU with its box.
 
-        Args:
-            points: (L, 2) locations in pixels.
-            stride: (L,) of each.
-            boxes: (L, 4) predicted, xyxy in pixels.
-            logits: (L, K) of the classes.
-            target: the image's N objects.
+        Points and predicted boxes (xyxy) are in pixels.
         """
         instance = torch.full((len(points),), -1, device=points.device)
         quality = torch.zeros_like(stride)

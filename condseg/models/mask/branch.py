@@ -22,9 +22,8 @@ def _block(in_channels: int, out_channels: int, norm: Literal["batch"] | None) -
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-    if norm is None:
-        return nn.Sequential(conv, nn.ReLU(inplace=True))
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    norms = [] if norm is None else [nn.BatchNorm2d(out_channels)]
+    return nn.Sequential(conv, *norms, nn.ReLU(inplace=True))
 
 
 class MaskBranch(nn.Module):
@@ -90,13 +89,10 @@ class MaskBranch(nn.Module):
         guide = x if guide is None else guide
         for refine, level in zip(list(self.refine)[1:], maps[1:], strict=True):
             y = refine(level)
-            factor = x.shape[-1] // y.shape[-1]
-            x = x + aligned_upsample(y, factor)
+            x = x + aligned_upsample(y, x.shape[-1] // y.shape[-1])
         if self.filter is not None:
             x = self.filter(x, guide)
-        *tower, last = self.tower
-        for layer in tower:
-            x = layer(x)
+        x, last = self.tower[:-1](x), self.tower[-1]
         with full_precision(x):  # the masks' outlines depend on these few channels
             features: Tensor = last(x.to(last.weight.dtype))
         return features

@@ -56,10 +56,8 @@ class DynamicMaskHead(nn.Module):
             raise ValueError(f"num_layers is {num_layers}; 1 or more is allowed")
         if feature_stride % out_stride:
             raise ValueError(f"out_stride={out_stride} must divide feature_stride={feature_stride}")
-        self.in_channels = in_channels
-        self.relative_coords = relative_coords
-        self.feature_stride = feature_stride
-        self.out_stride = out_stride
+        self.in_channels, self.relative_coords = in_channels, relative_coords
+        self.feature_stride, self.out_stride = feature_stride, out_stride
         first = in_channels + 2 * relative_coords
         inputs = [first] + [channels] * (num_layers - 1)
         outputs = [channels] * (num_layers - 1) + [1]
@@ -75,17 +73,10 @@ class DynamicMaskHead(nn.Module):
     def parse(
         self, params: Float[Tensor, "p g"]
     ) -> tuple[list[Float[Tensor, "p _o _i"]], list[Float[Tensor, "p _o"]]]:
-        """Weights (P, out, in) and biases (P, out) of each layer; see :meth:`grouped`."""
+        """Weights and biases of each layer."""
         parts = params.split(self.weight_counts + self.bias_counts, dim=1)
         weights = [part.unflatten(1, shape) for part, shape in zip(parts, self.layers)]  # noqa: B905
         return weights, list(parts[len(self.layers) :])
-
-    def grouped(
-        self, params: Float[Tensor, "p g"]
-    ) -> tuple[list[Float[Tensor, "_po _i 1 1"]], list[Float[Tensor, " _po"]]]:
-        """The same as weights (P out, in, 1, 1) and biases (P out,) of convolutions in P groups."""
-        weights, biases = self.parse(params)
-        return [w.flatten(0, 1)[..., None, None] for w in weights], [b.flatten() for b in biases]
 
     def forward(
         self, features: Float[Tensor, "b c h w"], queries: MaskQueries

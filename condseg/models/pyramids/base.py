@@ -10,13 +10,10 @@ from torch import Tensor, nn
 
 
 class Pyramid(nn.Module):
-    """Turns C3, C4, C5 into maps of equal width.
-
-    Attributes:
-        strides: of the output maps; the first three are 8, 16, 32.
-    """
+    """Turns C3, C4, C5 into maps of equal width."""
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    """Of the output maps; the first three are 8, 16, 32."""
 
     @abstractmethod
     def forward(

@@ -46,9 +46,7 @@ class BiFPN(Pyramid):
         inputs = [[*in_channels, channels, channels]] + [[channels] * 5] * (num_repeats - 1)
         self.blocks = nn.ModuleList(BiFPNBlock(each, channels) for each in inputs)
 
-    def forward(
-        self, features: Sequence[Float[Tensor, "b _c _h _w"]]
-    ) -> list[Float[Tensor, "b c _h _w"]]:
+    def forward(self, features: Sequence[Tensor]) -> list[Float[Tensor, "b c _h _w"]]:
         p6 = _pool(self.p6(features[-1]))
         maps = [*features, p6, _pool(p6)]
         for block in self.blocks:

@@ -49,9 +49,7 @@ class FPN(Pyramid):
                 nn.init.kaiming_uniform_(conv.weight, a=1)
                 nn.init.zeros_(conv.bias)
 
-    def forward(
-        self, features: Sequence[Float[Tensor, "b _c _h _w"]]
-    ) -> list[Float[Tensor, "b c _h _w"]]:
+    def forward(self, features: Sequence[Tensor]) -> list[Float[Tensor, "b c _h _w"]]:
         merged = [conv(f) for conv, f in zip(self.lateral, features, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             up = F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
