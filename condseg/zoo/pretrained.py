@@ -109,10 +109,8 @@ def open_model(
     """
     if checkpoint is not None and model is not None:
         raise ValueError(f"--checkpoint {checkpoint} and --model {model}: only one is allowed")
-    if model is None:
-        checkpoint = checkpoint or newest_best()
-        if checkpoint is not None:
-            return restore(checkpoint)
+    if model is None and (file := checkpoint or newest_best()):
+        return restore(file)
     try:
         content = model_content(model or DEFAULT_MODEL, offline=offline)
     except ValueError as error:

@@ -15,8 +15,7 @@ Paint = Callable[[Array], Array]  # points (N, 3) in the thing's own frame -> li
 
 def linear(colour: Sequence[float] | Array) -> Array:
     """sRGB 0..1 -> linear light."""
-    light: Array = np.asarray(colour, np.float64) ** 2.2
-    return light
+    return np.asarray(np.asarray(colour, np.float64) ** 2.2)
 
 
 PALETTE = {
@@ -44,8 +43,7 @@ def smooth(low: float, high: float, x: Array) -> Array:
 
 def blend(a: Array, b: Array, weight: Any) -> Array:
     """From colours a (weight 0) to b (weight 1); weight (N,) may be a truth value."""
-    mixed: Array = a + (b - a) * weight[:, None]
-    return mixed
+    return np.asarray(a + (b - a) * weight[:, None])
 
 
 def noise(points: Array, seed: int, octaves: int = 3) -> Array:

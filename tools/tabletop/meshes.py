@@ -91,8 +91,7 @@ def block(half: Array, radius: float) -> Mesh:
 
 
 def corners(half: Array) -> Array:
-    points: Array = np.array(list(np.ndindex(2, 2, 2))) * 2.0 * half - half
-    return points
+    return np.asarray(np.array(list(np.ndindex(2, 2, 2))) * 2.0 * half - half)
 
 
 def tube(path: Array, side: Array, width: float, depth: float, count: int = 16) -> Mesh:

@@ -61,8 +61,7 @@ def shadow(world: World, towards: Array, points: Array, normals: Array, dither: 
     column, row = np.rint(x + dither[:, 0]), np.rint(y + dither[:, 1])
     inside = (column >= 0) & (row >= 0) & (column < SHADOW_SIZE) & (row < SHADOW_SIZE)
     cell = np.where(inside, row * SHADOW_SIZE + column, 0).astype(np.int32)
-    lit: Array = (z < depth.ravel()[cell] + 0.01) | ~inside
-    return lit
+    return np.asarray((z < depth.ravel()[cell] + 0.01) | ~inside)
 
 
 def disc(count: int) -> Array:
@@ -137,8 +136,7 @@ def shade(world: World, light: Light, surface: Surface) -> Array:
     window = seen_lamp * light.key_colour * 1.5 * lamp[:, None]
     shine = (gloss * fresnel)[:, None] * (around_it + window)
     glint = (0.05 * gloss * spec * lamp)[:, None] * light.key_colour
-    light_out: Array = matt + shine + glint
-    return light_out
+    return np.asarray(matt + shine + glint)
 
 
 def develop(light: Array, rng: Rng) -> Array:
@@ -157,8 +155,7 @@ def develop(light: Array, rng: Rng) -> Array:
     x = x + 0.25 * (x * x * (3 - 2 * x) - x)  # a little contrast
     sigma = rng.uniform(0.002, 0.012)
     x = x + sigma * rng.standard_normal(x.shape)
-    image: Array = np.clip(np.rint(x * 255), 0, 255).astype(np.uint8)
-    return image
+    return np.asarray(np.clip(np.rint(x * 255), 0, 255).astype(np.uint8))
 
 
 def halve_ids(ids: Array, depth: Array) -> tuple[Array, Array]:

@@ -51,8 +51,7 @@ class Camera:
         x = (np.arange(self.width) / self.width * 2 - 1) * tx
         y = (1 - (np.arange(self.height) + 1) / self.height * 2) * ty
         right, up, back = self.axes
-        rays: Array = x[None, :, None] * right + y[:, None, None] * up - back
-        return rays
+        return np.asarray(x[None, :, None] * right + y[:, None, None] * up - back)
 
     def project(self, points: Array) -> tuple[Array, Array, Array]:
         """Pixel x and y (integers at the samples) and distance of points (N, 3)."""
@@ -163,7 +162,6 @@ def ground_paint(rng: Rng) -> tuple[Paint, float]:
                 here = noise(flat * 5.5, key + i, 2) > 0.70
                 out = blend(out, 0.7 * chip + 0.3 * soft, here)
             return out
-        cloudy: Array = soft * (fine * (0.9 + 0.2 * noise(flat * 0.7, key, 3)))[:, None]
-        return cloudy
+        return np.asarray(soft * (fine * (0.9 + 0.2 * noise(flat * 0.7, key, 3)))[:, None])
 
     return paint, {"tiles": 0.5, "marble": 0.5, "wood": 0.18, "planks": 0.18}.get(kind, 0.0)
