@@ -1,4 +1,7 @@
-"""Handlers of the vectors of the detector: FCOS, masks, CondInst, BoxInst."""
+"""Handlers of the vectors of the detector: FCOS, masks, CondInst, BoxInst.
+
+Above 300 lines: the handlers share the builders of targets and predictions.
+"""
 
 from __future__ import annotations
 
