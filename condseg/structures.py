@@ -23,12 +23,7 @@ Supervision = Literal["masks", "boxes", "mixed"]
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A class of a COCO file.
-
-    Attributes:
-        id: id in the file; ids may have gaps.
-        name: name shown to people.
-    """
+    """A class of a COCO file; the ids may have gaps."""
 
     id: int
     name: str
@@ -84,11 +79,11 @@ class Sample:
     """One image with its objects, as a dataset returns it.
 
     Attributes:
-        image: (3, H, W) RGB, 0..255.
+        image: RGB, 0..255.
         targets: its objects, in the same pixels.
         info: where it comes from.
-        depth: (H, W) distance in the file's unit, 0 where it was not measured; None if the
-            network takes no depth.
+        depth: distance in the file's unit, 0 where it was not measured; None if the network takes
+            no depth.
         lost_objects: number of objects of which the transform left no pixel.
     """
 
@@ -202,9 +197,6 @@ class HeadPredictions:
 @dataclass(frozen=True, slots=True)
 class FCOSPredictions(HeadPredictions):
     """Predictions with FCOS's centerness.
-
-    Attributes:
-        centerness_logits: (B, L).
 
     Source:
         FCOS (ICCV 2019), section 3.2; the square root is the official implementation's.

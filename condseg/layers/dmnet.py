@@ -17,9 +17,7 @@ from condseg.layers.winograd import Conv3x3
 class _ConvNormAct(nn.Module):
     """Convolution -> norm -> ReLU; the convolution has a bias only without a norm."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm, act: bool = True
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm) -> None:
         super().__init__()
         bias = norm == "none"
         self.conv = (
@@ -28,11 +26,9 @@ class _ConvNormAct(nn.Module):
             else nn.Conv2d(in_channels, out_channels, kernel_size, bias=bias)
         )
         self.bn = map_norm(norm, out_channels)
-        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
-        return F.relu(x) if self.act else x
+        return F.relu(self.bn(self.conv(x)))
 
 
 class DynamicContextFilter2d(nn.Module):

@@ -83,8 +83,7 @@ class DenseTransport2d(nn.Module):
 
     Args:
         in_channels, out_channels: of the two maps and of the guide.
-        steps: dense steps.
-        norm: batch as published, layer, or none.
+        steps, norm: as of :class:`DenseLayer2d`.
 
     Shape:
         two (B, C, H, W) -> (B, O, H, W).
@@ -123,8 +122,7 @@ class DynamicDilatedFilter2d(nn.Module):
         in_channels, guide_channels, out_channels: of x, of the guide, of the result.
         kernel_size: height and width of the kernels, odd.
         dilation: d, in pixels.
-        steps: dense steps of the kernel-generating network.
-        norm: of that network.
+        steps, norm: of the kernel-generating network, a :class:`DenseLayer2d`.
 
     Shape:
         (B, C, H, W) and guide (B, C_guide, H', W') -> (B, O, H, W); a guide of another size is

@@ -86,8 +86,7 @@ class ConvSlot(nn.Module):
             self.padding = padding
         else:
             self.padding = self._sizes("padding", padding, 0)
-        self.padding_mode = padding_mode
-        self.has_bias = bias
+        self.padding_mode, self.has_bias = padding_mode, bias
 
     def _sizes(self, name: str, value: Sizes, smallest: int) -> tuple[int, ...]:
         sizes = (value,) * self.dims if isinstance(value, int) else tuple(value)
@@ -224,10 +223,8 @@ class ConvSlot(nn.Module):
     ) -> Slot:
         """Build the layer from a static convolution; it computes what the convolution does.
 
-        Args:
-            conv: an ``nn.Conv1d/2d/3d`` of the layer's dimension, or timm's ``Conv2dSame``.
-            spread: see :meth:`copy_static_`.
-            options: the layer's own arguments.
+        The convolution is an ``nn.Conv1d/2d/3d`` of the layer's dimension, or timm's
+        ``Conv2dSame``; ``spread`` is that of :meth:`copy_static_`.
         """
         layer = cls(**geometry(conv), **options)
         layer.copy_static_(conv, spread)

@@ -79,7 +79,7 @@ def to_static(
 
 
 class _Kernels:
-    """Mean and variation of a layer's kernels; ``unknown`` is the reason why there are none."""
+    """Mean and variation of a layer's kernels; ``unknown`` is why there are none."""
 
     def __init__(self) -> None:
         self.count = 0

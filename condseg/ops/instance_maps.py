@@ -38,10 +38,7 @@ def instance_maps(
         first: weights (P, O, K) of the first layer; its bias is the weight of a constant input 1.
         later: weight (P, out, in) and bias (P, out) of each further layer; the last has one output.
         size: (height, width).
-        factor: integer, see :func:`condseg.ops.masks.aligned_upsample`.
-
-    Shape:
-        -> (P, factor * height, factor * width).
+        factor: of :func:`condseg.ops.masks.aligned_upsample`.
     """
     apply: Callable[..., Tensor] = _InstanceMaps.apply
     return apply(shared, counts, size, factor, first, *later)

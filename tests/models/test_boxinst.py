@@ -69,11 +69,8 @@ def test_each_object_has_its_own_loss() -> None:
         return losses, int((assignment.instance >= 0).sum())
 
     masked, boxed = batch_of(2), batch_of(3, masks=False)
-    both = Batch(
-        torch.cat((masked.images, boxed.images)),
-        masked.targets + boxed.targets,
-        masked.infos + boxed.infos,
-    )
+    images = torch.cat((masked.images, boxed.images))
+    both = Batch(images, masked.targets + boxed.targets, masked.infos + boxed.infos)
     (a, m), (b, n), (c, count) = compute(masked), compute(boxed), compute(both)
     assert min(m, n) > 0
     assert m + n == count
@@ -94,9 +91,8 @@ def test_warm_up_counts_training_steps_and_is_in_the_state() -> None:
 
     whole = pairwise(BoxInstLoss(warmup_steps=0))
     assert whole > 0
-    loss = BoxInstLoss(warmup_steps=4)
+    loss, resumed = BoxInstLoss(warmup_steps=4), BoxInstLoss(warmup_steps=4)
     values = [pairwise(loss) for _ in range(3)]
-    resumed = BoxInstLoss(warmup_steps=4)
     resumed.load_state_dict(loss.state_dict())
     assert pairwise(resumed.eval()) == values[-1]
     resumed.train()
@@ -108,8 +104,8 @@ def test_warm_up_counts_training_steps_and_is_in_the_state() -> None:
 def test_colors_of_the_padding_and_the_bottom_are_ignored() -> None:
     batch = batch_of(1, masks=False)
     info = replace(batch.infos[0], size=(48, 80), original_size=(24, 40))
-    batch = replace(batch, infos=(info,))
-    similarity = BoxInstLoss(bottom_pixels_removed=4).color_similarity(batch, 4)[0]
+    loss = BoxInstLoss(bottom_pixels_removed=4)
+    similarity = loss.color_similarity(replace(batch, infos=(info,)), 4)[0]
     assert similarity.shape == (8, 16, 24)
     below, right = similarity[6], similarity[4]
     # 4 rows of the original are 8 here: rows 0..39 count, i.e. cells 0..9; columns 0..19.

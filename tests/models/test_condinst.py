@@ -18,7 +18,7 @@ from support.networks import (
 from torch import nn
 
 from condseg.layers import DynamicDilatedPyramid2d
-from condseg.models import FPN, BiFPN, CondInst, PostProcess
+from condseg.models import FPN, BiFPN, PostProcess
 from condseg.ops import locations
 from condseg.structures import ImageInfo, Supervision
 
@@ -29,17 +29,13 @@ MASK_LOSSES = {
 }
 
 
-@pytest.fixture(scope="module", params=[FCOS, RTMDET], ids=["fcos", "rtmdet"])
-def network(request: pytest.FixtureRequest) -> CondInst:
-    return tiny_condinst(**request.param, semantic_loss=True).train()
-
-
+@each_head
 @pytest.mark.parametrize("supervision", ["masks", "boxes", "mixed"])
 @pytest.mark.parametrize("counts", [(0, 0), (2, 0), (1, 3), (0,), (2,)])
 def test_losses_and_gradients_are_finite(
-    network: CondInst, counts: tuple[int, ...], supervision: Supervision
+    options: dict[str, Any], counts: tuple[int, ...], supervision: Supervision
 ) -> None:
-    network.zero_grad()
+    network = tiny_condinst(**options, semantic_loss=True).train()
     batch = batch_of(*counts, masks=supervision == "masks")
     losses = losses_of(network, batch, supervision=supervision, pairwise_warmup_steps=4)
     expected = {"loss_cls", "loss_box", "loss_semantic"} | MASK_LOSSES[supervision]

@@ -20,7 +20,10 @@ def maps_of(channels: int) -> list[Tensor]:
     return [torch.randn(2, channels, *size, requires_grad=True) for size in SIZES]
 
 
-@pytest.mark.parametrize(("factory", "channels"), [(FCOSHead, 64), (RTMDetHead, 16)])
+each_head = pytest.mark.parametrize(("factory", "channels"), [(FCOSHead, 64), (RTMDetHead, 16)])
+
+
+@each_head
 def test_params_at_chosen_locations_are_the_convolutions(
     factory: HeadFactory, channels: int
 ) -> None:
@@ -40,7 +43,7 @@ def test_params_at_chosen_locations_are_the_convolutions(
     assert head.params_at(maps, image[:0], location[:0]).shape == (0, 7)
 
 
-@pytest.mark.parametrize(("factory", "channels"), [(FCOSHead, 64), (RTMDetHead, 16)])
+@each_head
 def test_scores_and_default_loss_fit_the_predictions(factory: HeadFactory, channels: int) -> None:
     head: DenseHead = factory(channels, 3, 7, 3)
     predictions, loss = head(maps_of(channels)), head.default_loss()
@@ -48,11 +51,10 @@ def test_scores_and_default_loss_fit_the_predictions(factory: HeadFactory, chann
     assert predictions.level_sizes == SIZES
     scores = predictions.class_logits[1].sigmoid()
     torch.testing.assert_close(predictions.class_scores(1), scores)
+    expected = scores[:, 0]
     if isinstance(predictions, FCOSPredictions):
         scores = scores * predictions.centerness_logits[1].sigmoid()[:, None]
         expected = scores[:, 0].sqrt()
-    else:
-        expected = scores[:, 0]
     torch.testing.assert_close(predictions.final_scores(scores[:, 0]), expected)
     torch.testing.assert_close(predictions.scores(1), scores)
     location = torch.tensor([26, 3, 0])

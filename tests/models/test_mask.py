@@ -30,12 +30,8 @@ def test_mask_head_is_a_small_network_of_each_instance(
 ) -> None:
     maps = torch.randn(2, features, *size)
     head = DynamicMaskHead(features, channels, layers, relative)
-    queries = MaskQueries(
-        torch.randn(count, head.num_params),
-        torch.rand(count, 2) * 40,
-        torch.full((count,), 64.0),
-        torch.randint(0, 2, (count,)),
-    )
+    params = torch.randn(count, head.num_params)
+    queries = queries_of(params, 40, torch.randint(0, 2, (count,)))
     masks = head(maps, queries)
     torch.testing.assert_close(masks, published_form(head)(maps, queries), rtol=1e-4, atol=1e-4)
 
@@ -58,14 +54,15 @@ def test_params_are_parsed_into_weights_and_biases() -> None:
     assert [b.shape for b in biases] == [(5, 8), (5, 8), (5, 1)]
 
 
+def queries_of(params: Tensor, extent: float, image_index: Tensor) -> MaskQueries:
+    count = len(params)
+    points, sizes = torch.rand(count, 2) * extent, torch.full((count,), 64.0)
+    return MaskQueries(params, points, sizes, image_index)
+
+
 def test_masks_in_half_precision_are_finite() -> None:
-    count = 2000
-    queries = MaskQueries(
-        torch.randn(count, 169).bfloat16() * 100,
-        torch.rand(count, 2) * 4000,
-        torch.full((count,), 64.0),
-        torch.zeros(count, dtype=torch.int64),
-    )
+    params = torch.randn(2000, 169).bfloat16() * 100
+    queries = queries_of(params, 4000, torch.zeros(2000, dtype=torch.int64))
     with torch.autocast("cpu", torch.float16), torch.no_grad():
         masks = DynamicMaskHead()(torch.randn(1, 8, 3, 4).half() * 100, queries)
     assert masks.isfinite().all()

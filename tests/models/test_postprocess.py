@@ -23,11 +23,11 @@ def test_scores_are_those_of_the_head(options: dict[str, Any]) -> None:
     torch.testing.assert_close(found.scores, expected)
 
 
+@torch.no_grad()
 def test_no_detections() -> None:
     network, info = tiny_condinst().eval(), ImageInfo(0, "", (50, 70), (64, 90))
-    with torch.no_grad():
-        dense = network(noise(1), [info.size])
-        [found] = PostProcess(score_threshold=0.999)(dense, [info], network.mask_logits)
+    dense = network(noise(1), [info.size])
+    [found] = PostProcess(score_threshold=0.999)(dense, [info], network.mask_logits)
     assert len(found) == 0
     assert found.masks.shape == (0, 50, 70)
 

@@ -78,16 +78,5 @@ def _stage(
         shortcut = nn.Sequential(
             nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
         )
-    first = _block(block, channels, planes, stride, shortcut)
-    return nn.Sequential(first, *(_block(block, out, planes) for _ in range(depth - 1)))
-
-
-def _block(
-    block: type[BasicBlock | Bottleneck],
-    channels: int,
-    planes: int,
-    stride: int = 1,
-    shortcut: nn.Module | None = None,
-) -> nn.Module:
-    built: nn.Module = block(channels, planes, stride, shortcut)
-    return built
+    first = block(channels, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(depth - 1)))

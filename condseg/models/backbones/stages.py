@@ -20,16 +20,9 @@ Where = Literal["paper"] | list[int] | list[str]
 def make_dynamic_(
     network: nn.Module, conv: ConvFactory, where: Where, ends: dict[int, str]
 ) -> tuple[str, ...]:
-    """Replace convolutions by dynamic ones, in place.
+    """Replace convolutions by dynamic ones, in place; returns the names of these.
 
-    Args:
-        network: its convolutions are replaced.
-        conv: builds the layers.
-        where: see :class:`Backbone`.
-        ends: stage -> its last module.
-
-    Returns:
-        The names of the dynamic convolutions.
+    ``where`` is as in :class:`Backbone`, ``ends`` maps a stage to its last module.
     """
     numbers = [number for number in where if isinstance(number, int)]
     if numbers:
@@ -57,12 +50,7 @@ def _in_stages(
 
 
 def module_stages(network: nn.Module, ends: dict[int, str]) -> dict[str, int]:
-    """The stage of each module, assuming that modules are defined in the order of the forward pass.
-
-    Args:
-        network: its modules.
-        ends: stage -> the last module that belongs to it.
-    """
+    """The stage of each module, which are defined in the order of the forward pass."""
     names = [name for name, _ in network.named_modules()]
     last = {}
     for stage, end in sorted(ends.items()):

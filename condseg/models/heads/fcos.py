@@ -86,10 +86,8 @@ class FCOSHead(DenseHead):
                 torch.cat(centerness, dim=1),  # (B, L)
             )
 
-    def _regress(
-        self, boxes: Sequence[Tensor]
-    ) -> tuple[list[Float[Tensor, "b 4 _l"]], list[Float[Tensor, "b _l"]]]:
-        """Distances to the sides and centerness of each level."""
+    def _regress(self, boxes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Distances to the sides (B, 4, h w) and centerness (B, h w) of each level."""
         pair = (self.box_ltrb, self.centerness)
         weights = torch.cat([conv.weight for conv in pair])
         biases = torch.cat([conv.bias for conv in pair if conv.bias is not None])

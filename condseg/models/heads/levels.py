@@ -17,8 +17,7 @@ def conv_tower(channels: int, num_convs: int) -> nn.Sequential:
     """``num_convs`` times a 3x3 convolution, a group norm of 32 groups and ReLU."""
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        conv = Conv3x3(channels, channels)
-        layers += [conv, nn.GroupNorm(32, channels), nn.ReLU(inplace=True)]
+        layers += Conv3x3(channels, channels), nn.GroupNorm(32, channels), nn.ReLU(inplace=True)
     return nn.Sequential(*layers)
 
 
@@ -37,14 +36,7 @@ def conv3x3_at(
     image_index: Int64[Tensor, " p"],
     location_index: Int64[Tensor, " p"],
 ) -> Float[Tensor, "p g"]:
-    """The output of a 3x3 convolution of all levels, at P chosen locations only.
-
-    Args:
-        conv: C -> G channels, shared by the levels.
-        maps: of the levels.
-        image_index: (P,) image of each location.
-        location_index: (P,) location 0..L-1.
-    """
+    """The output of a 3x3 convolution shared by all levels, at P chosen locations only."""
     # The 3x3 windows around the locations are gathered and multiplied as one matrix.
     channels = maps[0].shape[1]
     rows, levels, first_location, first_row = [], [], 0, 0
