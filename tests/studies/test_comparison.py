@@ -243,10 +243,10 @@ def test_statistics() -> None:
 )
 def test_verdicts(static: list[float], dfn: list[float], verdict: str, chance: float) -> None:
     (judged,) = summary.verdicts(results(static=static, dfn=dfn))
-    assert judged.claim == "DFN filter beats static"
-    assert judged.verdict == verdict
-    assert judged.chance == pytest.approx(chance)
-    assert judged.difference == pytest.approx(np.mean(dfn) - np.mean(static))
+    assert judged["claim"] == "DFN filter beats static"
+    assert judged["verdict"] == verdict
+    assert judged["chance"] == pytest.approx(chance)
+    assert judged["difference"] == pytest.approx(np.mean(dfn) - np.mean(static))
     assert summary.verdicts(results(static=static, dfn=[])) == []
 
 

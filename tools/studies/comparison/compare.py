@@ -25,11 +25,11 @@ def compare(
     variants: Sequence[str],
     *,
     train: Path,
-    seeds: int = 3,
-    jobs: int = 2,
-    threads: int = 1,
-    device: str = "auto",
-    page: Path | None = None,
+    seeds: int,
+    jobs: int,
+    threads: int,
+    device: str,
+    page: Path | None,
 ) -> None:
     """Train each variant with each seed, measure the costs, write table, JSON and chart.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,25 +13,15 @@ import torch
 from condseg.cli.train import CommandLine
 from condseg.structures import Batch
 from condseg.training.module import CondInstModule
+from studies.benchmarks.inputs import inference
 from studies.comparison.trials import Budget
-from studies.measure import (
-    Run,
-    Spread,
-    interleaved,
-    machine,
-    multiply_adds,
-    parameters,
-    peak_bytes,
-)
+from studies.measure import Spread, interleaved, machine, multiply_adds, parameters, peak_bytes
 
 ROUNDS = 30
 
 
 def measure(
-    variants: Sequence[str],
-    budget: Budget,
-    device: torch.device,
-    threads: int,
+    variants: Sequence[str], budget: Budget, device: torch.device, threads: int
 ) -> dict[str, Any]:
     """Parameters, operations and latency of a forward pass, peak memory of a training step.
 
@@ -52,14 +43,15 @@ def measure(
         modules[name] = module.eval().to(device)
     image, trained = image.to(device), trained.to(device)  # the same for all
     facts = machine(device)
-    runs = {name: _forward(module, image) for name, module in modules.items()}
+    inputs = image.images, image.sizes, image.depth
+    runs = {name: inference(module.network, *inputs) for name, module in modules.items()}
     seconds = interleaved(runs, device, ROUNDS)
     entries = {
         name: {
             "parameters": parameters(module.network),
             "multiply_adds": multiply_adds(runs[name]),
             "latency_seconds": asdict(Spread.of(seconds[name])),
-            "peak_bytes": peak_bytes(_step(module, trained), device),
+            "peak_bytes": peak_bytes(partial(_step, module, trained), device),
         }
         for name, module in modules.items()
     }
@@ -72,32 +64,16 @@ def measure(
     }
 
 
-def _forward(module: CondInstModule, batch: Batch) -> Run:
-    def run() -> None:
-        with torch.inference_mode():
-            module.network(batch.images, batch.sizes, batch.depth)
-
-    return run
-
-
-def _step(module: CondInstModule, batch: Batch) -> Run:
-    def run() -> None:
-        module.train()
-        torch.stack(list(module.loss(batch).values())).sum().backward()
-        module.zero_grad()
-
-    return run
+def _step(module: CondInstModule, batch: Batch) -> None:
+    module.train()
+    torch.stack(list(module.loss(batch).values())).sum().backward()
+    module.zero_grad()
 
 
 def _build(name: str, budget: Budget) -> tuple[CondInstModule, Batch, Batch]:
     """The model of the trial's command line, a validation image, a training batch."""
-    command = [
-        *budget.command(name),
-        "--trainer.accelerator=cpu",
-        "--trainer.devices=1",
-        "--data.val_batch_size=1",
-        "--data.workers=0",
-    ]
+    command = [*budget.command(name), "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    command += ["--data.val_batch_size=1", "--data.workers=0"]
     logging.disable(logging.INFO)  # Lightning's, of each network
     try:
         cli = CommandLine(command)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from studies.comparison.variants import CLAIMS, VARIANTS
-from studies.report import machine_text, markdown_table
+from studies.report import machine_text, markdown_table, spread_text
 
 MAX_CHANCE = 0.1
 """Of a wrong verdict; it takes three seeds each to reach it."""
@@ -37,36 +37,24 @@ class Statistics:
         return f"{self.mean:.3f}{spread}"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether the seeds support a claim.
-
-    Attributes:
-        claim: as text.
-        difference: of the means.
-        verdict: "supported" if each seed of the first variant is above each of the second,
-            "contradicted" if each is below, else "open"; "too few seeds" if ``chance`` is too high.
-        chance: probability that the seeds of two equal variants are separated: 2 / C(n + m, n).
-    """
-
-    claim: str
-    difference: float
-    verdict: str
-    chance: float
-
-
 def statistics_of(results: Results, variant: str, metric: str) -> Statistics:
     """Statistics of a metric over the seeds of a variant."""
     return Statistics.of([r["metrics"][metric] for r in results[variant].values()])
 
 
-def verdicts(results: Results, metric: str = "mask/AP") -> list[Verdict]:
-    """Verdicts on the claims whose variants have results; no distribution is assumed."""
+def verdicts(results: Results) -> list[dict[str, Any]]:
+    """Whether the seeds support the claims whose variants have results; plain data.
+
+    ``difference`` is that of the mean mask APs. ``verdict`` is "supported" if each seed of the
+    first variant is above each of the second, "contradicted" if each is below, else "open"; "too
+    few seeds" if ``chance``, the probability that the seeds of two equal variants are separated
+    (2 / C(n + m, n)), is too high. No distribution is assumed.
+    """
     judged = []
     for better, worse, claim in CLAIMS:
         if not (results.get(better) and results.get(worse)):
             continue
-        own, other = (statistics_of(results, name, metric) for name in (better, worse))
+        own, other = (statistics_of(results, name, "mask/AP") for name in (better, worse))
         n, m = len(results[better]), len(results[worse])
         chance = min(1.0, 2 / math.comb(n + m, n))
         verdict = "open"
@@ -76,7 +64,10 @@ def verdicts(results: Results, metric: str = "mask/AP") -> list[Verdict]:
             verdict = "supported"
         elif own.high < other.low:
             verdict = "contradicted"
-        judged.append(Verdict(claim, own.mean - other.mean, verdict, chance))
+        difference = own.mean - other.mean
+        judged.append(
+            {"claim": claim, "difference": difference, "verdict": verdict, "chance": chance}
+        )
     return judged
 
 
@@ -96,7 +87,7 @@ def as_dict(
             entry["costs"] = costs["variants"][name]
         variants[name] = entry
     setting = {k: v for k, v in (costs or {}).items() if k != "variants"}
-    claims = [asdict(verdict) for verdict in verdicts(results)]
+    claims = verdicts(results)
     return {"budget": dict(budget), "variants": variants, "claims": claims, "costs": setting}
 
 
@@ -104,7 +95,10 @@ def page(results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str,
     """The setting, the table and the claims in Markdown."""
     parts = [f"{_training(results, budget)}\n{_measurement(costs)}", _table(results, costs)]
     if judged := verdicts(results):
-        rows = [[v.claim, f"{v.difference:+.3f}", v.verdict, f"{v.chance:.0%}"] for v in judged]
+        rows = [
+            [v["claim"], f"{v['difference']:+.3f}", v["verdict"], f"{v['chance']:.0%}"]
+            for v in judged
+        ]
         head = ["claim", "difference in mask AP", "verdict", "chance"]
         parts += [
             "A claim is supported if every seed of the first variant is above every seed of the "
@@ -127,11 +121,11 @@ def _table(results: Results, costs: Mapping[str, Any] | None) -> str:
         ]
         cells = ["-"] * 4
         if cost := (costs or {"variants": {}})["variants"].get(name):
-            q1, median, q3 = (1e3 * cost["latency_seconds"][k] for k in ("q1", "median", "q3"))
+            latency = {key: 1e3 * value for key, value in cost["latency_seconds"].items()}
             cells = [
                 f"{cost['parameters'] / 1e6:.2f} M",
                 f"{2 * cost['multiply_adds'] / 1e9:.2f}",
-                f"{median:.1f} ms ({q1:.1f} to {q3:.1f})",
+                spread_text(latency, "{:.1f}", " ms"),
                 f"{cost['peak_bytes'] / 2**20:.1f} MiB",
             ]
         seconds = [s["cpu_seconds"] for s in seeds.values() if s["cpu_seconds"] is not None]

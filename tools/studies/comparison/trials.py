@@ -10,20 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from studies.comparison.variants import VARIANTS, arguments
 from studies.measure import machine
 from studies.report import write_json
+
+RESUME = "--ckpt_path=last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,101 +124,82 @@ def run(
         SystemExit: SIGTERM was received; running trials have written a checkpoint.
     """
     failures: list[str] = []
+    running: dict[int, tuple[Trial, IO[str], subprocess.Popen[bytes]]] = {}
     start, waiting = time.monotonic(), [t for t in todo if t.result is None]
-    print(f"{len(todo)} trainings, {len(todo) - len(waiting)} done before", flush=True)
-    processes = _Processes()
-    with _exit_on_sigterm(), ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_run, t, budget, train, threads, processes): t for t in waiting}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                trial = futures[future]
-                if isinstance(error := future.exception(), ValueError):
-                    failures.append(outcome := str(error))
+    count = len(waiting)
+    print(f"{len(todo)} trainings, {len(todo) - count} done before", flush=True)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        while waiting or running:
+            code, cpu_seconds = 0, None
+            try:
+                if waiting and len(running) < jobs:
+                    trial = waiting.pop(0)
+                    log, process = _start(trial, budget, train, threads)
+                    if process is not None:
+                        running[process.pid] = trial, log, process
+                        continue
                 else:
-                    metrics = future.result()["metrics"]
-                    outcome = f"mask AP {metrics['mask/AP']:.3f}, box AP {metrics['box/AP']:.3f}"
-                    finished(trial)
-                minutes = (time.monotonic() - start) / 60
-                print(f"[{done}/{len(waiting)}] {minutes:.0f} min, {trial}: {outcome}", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            processes.terminate()
-            raise
+                    number, status, usage = os.wait4(-1, 0)
+                    if number not in running:
+                        continue
+                    trial, log, process = running.pop(number)
+                    process.returncode = code = os.waitstatus_to_exitcode(status)
+                    if RESUME not in process.args:  # that of a part is not that of the whole
+                        cpu_seconds = round(usage.ru_utime + usage.ru_stime, 2)
+                with log:
+                    metrics = _finish(trial, threads, code, cpu_seconds)
+            except ValueError as error:
+                failures.append(outcome := str(error))
+            else:
+                outcome = f"mask AP {metrics['mask/AP']:.3f}, box AP {metrics['box/AP']:.3f}"
+                finished(trial)
+            minutes = (time.monotonic() - start) / 60
+            done = count - len(waiting) - len(running)
+            print(f"[{done}/{count}] {minutes:.0f} min, {trial}: {outcome}", flush=True)
+    finally:
+        for action in (lambda number: os.kill(number, signal.SIGTERM), lambda n: os.waitpid(n, 0)):
+            for number in running:
+                with suppress(ProcessLookupError, ChildProcessError):
+                    action(number)
+        signal.signal(signal.SIGTERM, before)
     if failures:
         raise ValueError(f"{len(failures)} trainings failed: " + "; ".join(failures))
 
 
-class _Processes:
-    """The running trainings, which end with this process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._terminated = False
-
-    def run(self, command: Sequence[str], **options: Any) -> tuple[int, float]:
-        """Exit code and CPU seconds of a command."""
-        with self._lock:
-            if self._terminated:
-                return -signal.SIGTERM, 0.0
-            process = subprocess.Popen(command, start_new_session=True, **options)
-            self._running[process.pid] = process
-        # Popen's own wait does not return the CPU time.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        with self._lock:
-            del self._running[process.pid]
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        return process.returncode, usage.ru_utime + usage.ru_stime
-
-    def terminate(self) -> None:
-        """Send SIGTERM: a training ends after its step and writes a checkpoint."""
-        with self._lock:
-            self._terminated = True
-            for number in self._running:
-                os.kill(number, signal.SIGTERM)
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Raises SystemExit in the block when SIGTERM is received."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run(
-    trial: Trial, budget: Budget, train: Path, threads: int, processes: _Processes
-) -> dict[str, Any]:
-    trial.folder.mkdir(parents=True, exist_ok=True)
+def _start(
+    trial: Trial, budget: Budget, train: Path, threads: int
+) -> tuple[IO[str], subprocess.Popen[bytes] | None]:
+    """The locked log, and the training's process unless only its result is missing."""
     runs, log = trial.folder / "run", trial.folder / "log.txt"
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    file = log.open("a", encoding="utf-8")
+    try:
+        # The training inherits the file, and with it the lock.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(f"{trial}: runs in another process, which writes {log}") from error
+    if _validation(runs) is not None:
+        return file, None
     resumed = any(runs.glob("*/*/checkpoints/last.ckpt"))
     command = [
         *(sys.executable, str(train), *budget.command(trial.variant)),
         *(f"--seed_everything={trial.seed}", f"--data.seed={trial.seed}"),
         f"--trainer.default_root_dir={runs}",
-        *(["--ckpt_path=last"] if resumed else []),
+        *([RESUME] if resumed else []),
     ]
+    print("+", *command, file=file, flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with log.open("a", encoding="utf-8") as file:
-        try:
-            # The training inherits the file, and with it the lock.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{trial}: runs in another process, which writes {log}") from error
-        metrics, code, cpu = _validation(runs), 0, 0.0
-        if metrics is None:
-            print("+", *command, file=file, flush=True)
-            code, cpu = processes.run(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT
-            )
-            metrics = _validation(runs)
+    return file, subprocess.Popen(
+        command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def _finish(trial: Trial, threads: int, code: int, cpu_seconds: float | None) -> dict[str, float]:
+    """Write the result and delete the run; its metrics."""
+    runs, log = trial.folder / "run", trial.folder / "log.txt"
+    metrics = _validation(runs)
     if code or metrics is None:
         last = (log.read_text(encoding="utf-8").split("\n")[-2:] or [""])[0]
         raise ValueError(f"{trial}: ended with code {code} ({last.strip()}), see {log}")
@@ -228,7 +209,7 @@ def _run(
         "variant": trial.variant,
         "seed": trial.seed,
         "metrics": metrics,
-        "cpu_seconds": None if resumed or not cpu else round(cpu, 2),
+        "cpu_seconds": cpu_seconds,
         "machine": facts,
         "overrides": dict(VARIANTS[trial.variant].overrides),
     }
@@ -237,7 +218,7 @@ def _run(
     result = trial.folder / "result.json"
     write_json(content, result.with_suffix(".partial")).replace(result)
     shutil.rmtree(runs)  # the checkpoints are large
-    return content
+    return metrics
 
 
 def _validation(runs: Path) -> dict[str, float] | None:
