@@ -26,7 +26,7 @@ MEANING = {
 def write_figures(
     inspection: Inspection, folder: Path, max_images: int = 8, **facts: str
 ) -> list[Path]:
-    """Draw an inspection and write its numbers.
+    """Draw an inspection and write its numbers; the files.
 
     Args:
         inspection: what to draw.
@@ -34,9 +34,6 @@ def write_figures(
             ``pixels_<image>.png`` (each if there is something to draw) and ``inspection.json``.
         max_images: images whose kernels at each pixel are drawn; the JSON file has all.
         facts: further entries of the JSON file, such as the checkpoint.
-
-    Returns:
-        The files.
     """
     files = [save(layers_figure(inspection), folder / "layers.png")]
     for axis in AXES:

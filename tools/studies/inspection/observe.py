@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -50,17 +50,12 @@ class Observer:
         def before_network(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             observer.padded = tuple(inputs[0].shape[-2:])
 
-        def before_layer(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            observer.observe(name, module, inputs)
-
-        handles = [network.register_forward_pre_hook(before_network)]
-        for name, layer in observer.layers.items():
-            handles.append(layer.register_forward_pre_hook(partial(before_layer, name)))
-        try:
+        with ExitStack() as hooks:
+            hooks.enter_context(network.register_forward_pre_hook(before_network))
+            for name, layer in observer.layers.items():
+                hook = partial(observer.observe, name)
+                hooks.enter_context(layer.register_forward_pre_hook(hook))
             yield observer
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def observe(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Record a layer's attentions and kernels for its inputs: a map, and a guide if any."""
@@ -79,8 +74,7 @@ class Observer:
             else:
                 assert isinstance(layer, DynamicDilatedFilter2d)
                 kernels = layer.kernels(guide)
-            summary = self._pixel_kernels(name, layer, kernels[0].double().cpu())
-            self._pixels.append(summary)
+            self._pixels.append(self._pixel_kernels(name, layer, kernels[0].double().cpu()))
 
     def _record(self, name: str, attentions: dict[str, Tensor], kernels: Tensor) -> None:
         for axis, values in attentions.items():
@@ -119,12 +113,12 @@ class Observer:
         """A record for each layer, and the pixel kernels of all images."""
         records = []
         for name, layer in self.layers.items():
-            record = LayerRecord(name, type(layer).__name__, _kernel_size(layer))
-            record.attentions = {
+            attentions = {
                 axis: torch.stack(values).double().numpy()
                 for axis, values in self._attentions[name].items()
             }
-            record.experts = _expert_cosines(layer)
+            kind, size = type(layer).__name__, _kernel_size(layer)
+            record = LayerRecord(name, kind, size, attentions, _expert_cosines(layer))
             changes = [p.change for p in self._pixels if p.layer == name]
             if changes:
                 record.change = float(np.mean(changes))

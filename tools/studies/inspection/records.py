@@ -49,14 +49,14 @@ class PixelKernels:
     change: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Its numbers as plain data, of maps the percentiles."""
+        """Its numbers as plain data, of maps the means."""
         return {
             "layer": self.layer,
             "dilation": self.dilation,
             "change": self.change,
-            "energy": _percentiles(self.energy),
-            "off_centre": _percentiles(self.off_centre),
-            "shift_in_cells": _percentiles(np.hypot(*self.shift)),
+            "mean_energy": float(self.energy.mean()),
+            "mean_off_centre": float(self.off_centre.mean()),
+            "mean_shift_in_cells": float(np.hypot(*self.shift).mean()),
             "mean_shift_xy_in_cells": self.shift.mean((1, 2)).tolist(),
         }
 
@@ -95,16 +95,6 @@ class LayerRecord:
             return math.nan
         return float(self.experts[~np.eye(len(self.experts), dtype=bool)].mean())
 
-    @property
-    def experts_in_use(self) -> float:
-        """exp(entropy) of an image's weights of the experts, averaged; NaN without experts."""
-        values = self.attentions.get("kernel")
-        if values is None:
-            return math.nan
-        weights = values / values.sum(1, keepdims=True).clip(1e-12)
-        entropy = -(weights * np.log(weights.clip(1e-12))).sum(1)
-        return float(np.exp(entropy).mean())
-
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -139,7 +129,6 @@ class Inspection:
                 "kernel_size": list(layer.kernel_size),
                 "change": _plain(layer.change),
                 "expert_similarity": _plain(layer.expert_similarity),
-                "experts_in_use": _plain(layer.experts_in_use),
                 "expert_cosines": None if layer.experts is None else layer.experts.tolist(),
                 "attentions": {
                     axis: {
@@ -165,14 +154,11 @@ class Inspection:
 
     def table(self) -> str:
         """One line per layer."""
-        rows: list[tuple[str, ...]] = [("layer", "kind", "change", *AXES, "similarity", "in use")]
+        rows: list[tuple[str, ...]] = [("layer", "kind", "change", *AXES, "similarity")]
         for layer, name in zip(self.layers, short_names(self.layers), strict=True):
             changes = [layer.change, *map(layer.attention_change, AXES)]
-            experts = layer.attentions.get("kernel")
-            count = "" if experts is None else f" of {experts.shape[1]}"
             numbers = [(f"{value:.2%}", value) for value in changes]
             numbers.append((f"{layer.expert_similarity:.2f}", layer.expert_similarity))
-            numbers.append((f"{layer.experts_in_use:.2f}{count}", layer.experts_in_use))
             cells = ("" if math.isnan(value) else text for text, value in numbers)
             rows.append((name, layer.kind, *cells))
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
@@ -200,11 +186,6 @@ def short_names(layers: Sequence[LayerRecord]) -> list[str]:
 def change(mean: NDArray[np.float64], energy: float) -> float:
     """mean |K_i - M|^2 / mean |K_i|^2, from M and mean |K_i|^2."""
     return max(0.0, 1 - float((mean**2).sum()) / energy) if energy > 0 else 0.0
-
-
-def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:
-    low, median, high = np.percentile(values, (5, 50, 95)).tolist()
-    return {"p5": low, "median": median, "p95": high}
 
 
 def _plain(value: float) -> float | None:
