@@ -17,7 +17,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 from studies.comparison.compare import compare
-from studies.comparison.trials import Budget
 from studies.comparison.variants import VARIANTS
 
 from condseg.errors import user_errors
@@ -32,29 +31,20 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="append", help=f"may be repeated; default {CONFIGS}")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), metavar="NAME",
-                        help=f"of {', '.join(VARIANTS)}")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS,
+                        metavar="NAME", help=f"of {', '.join(VARIANTS)}")  # fmt: skip
     parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each variant")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of each training")
+    parser.add_argument("--threads", type=int, default=1, help="of each training and the costs")
     parser.add_argument("--device", default="auto", help="of the costs: auto, cpu, cuda, ...")
     parser.add_argument("--output", type=Path, default=Path("runs/comparison"))
     parser.add_argument("--page", type=Path, help="a Markdown page whose table is replaced")
     parser.add_argument("arguments", nargs="*", help="after --: further ones of the trainings")
     args = parser.parse_args()
+    args.config = args.config or CONFIGS
     with user_errors():
-        compare(
-            args.output,
-            Budget(tuple(args.config or CONFIGS), args.steps, tuple(args.arguments)),
-            args.variants,
-            train=Path(__file__).with_name("train.py"),
-            seeds=args.seeds,
-            jobs=args.jobs,
-            threads=args.threads,
-            device=args.device,
-            page=args.page,
-        )
+        compare(args, train=Path(__file__).with_name("train.py"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,55 +14,38 @@ from condseg.inference.device import pick_device
 from studies.charts import save
 from studies.comparison import costs, figure, summary
 from studies.comparison.trials import Budget, Trial, check_budget, run, trials
-from studies.comparison.variants import choose
+from studies.comparison.variants import VARIANTS
 from studies.report import write_between, write_json
 
 STEM = "comparison"
 
 
-def compare(
-    output: Path,
-    budget: Budget,
-    variants: Sequence[str],
-    *,
-    train: Path,
-    seeds: int,
-    jobs: int,
-    threads: int,
-    device: str,
-    page: Path | None,
-) -> None:
+def compare(args: argparse.Namespace, train: Path) -> None:
     """Train each variant with each seed, measure the costs, write table, JSON and chart.
 
     Args:
-        output: folder of everything.
-        budget: of each training.
-        variants: names.
+        args: the command's, see tools/compare.py.
         train: the script that trains.
-        seeds: trainings of each variant, with seeds 0, 1, ...
-        jobs: trainings at a time.
-        threads: of each training, and of the CPU when costs are measured.
-        device: on which costs are measured.
-        page: a Markdown page for the table, with JSON and chart beside it.
 
     Raises:
-        ValueError: a number is below 1, a variant is unknown, the folder holds trainings of another
-            budget, or trainings failed.
+        ValueError: a number is below 1, the folder holds trainings of another budget, or trainings
+            failed.
     """
-    numbers = {"steps": budget.steps, "seeds": seeds, "jobs": jobs, "threads": threads}
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; 1 or more is allowed")
-    chosen, where = choose(variants), pick_device(device)
-    todo = trials(output, chosen, seeds)
+    for name in ("steps", "seeds", "jobs", "threads"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} is {getattr(args, name)}; 1 or more is allowed")
+    output, device = args.output, pick_device(args.device)
+    budget = Budget(tuple(args.config), args.steps, tuple(args.arguments))
+    chosen = [name for name in VARIANTS if name in args.variants]
+    todo = trials(output, chosen, args.seeds)
     check_budget(output, budget)
-    run(todo, budget, train, jobs, threads, lambda _: write(output, budget, todo))
+    run(todo, budget, train, args.jobs, args.threads, lambda _: write(output, budget, todo))
     path = output / "costs.json"
     # Times of different runs are not comparable: if one is missing, all are measured again.
     if not set(chosen) <= set(_read(path)["variants"]):
         print(f"measuring the costs of {len(chosen)} variants", flush=True)
-        write_json(costs.measure(chosen, budget, where, threads), path)
-    print(f"\n{write(output, budget, todo, page)}\nwritten: {output / STEM}.md, .json, .png")
+        write_json(costs.measure(chosen, budget, device, args.threads), path)
+    print(f"\n{write(output, budget, todo, args.page)}\nwritten: {output / STEM}.md, .json, .png")
 
 
 def write(output: Path, budget: Budget, todo: Sequence[Trial], page: Path | None = None) -> str:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from studies.charts import BLACK, BLUE, GREY, ORANGE, new_figure
-from studies.comparison.summary import Results, hardware, statistics_of
+from studies.comparison.summary import Results, hardware, values_of
 from studies.comparison.variants import BASE, VARIANTS
 
 COLOURS = {"none": BLACK, "backbone": BLUE, "mask filter": ORANGE}
@@ -40,10 +40,10 @@ def draw(results: Results, costs: Mapping[str, Any] | None, budget: Mapping[str,
         1, len(widths), sharey=True, width_ratios=widths, squeeze=False
     )[0]
     if results.get(BASE):
-        base = statistics_of(results, BASE, "mask/AP")
-        first.axvspan(base.low, base.high, color=BAND)
+        base = values_of(results, BASE)
+        first.axvspan(min(base), max(base), color=BAND)
     for row, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        scores = [result["metrics"]["mask/AP"] for result in results[name].values()]
+        scores = values_of(results, name)
         first.plot(scores, [row] * len(scores), "o-", color=colour, mfc="white", lw=1)
         first.plot(np.mean(scores), row, "|", color=colour, ms=16, mew=3)
     first.set_yticks(range(len(names)), [VARIANTS[name].label for name in names])

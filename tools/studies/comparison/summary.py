@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from studies.comparison.variants import CLAIMS, VARIANTS
@@ -18,28 +17,15 @@ Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """Variant -> seed -> result of the trial; finished trials only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Of one figure over the seeds; the deviation is the sample's, NaN for a single seed."""
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Statistics:
-        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-        return cls(statistics.fmean(values), deviation, min(values), max(values))
-
-    def __str__(self) -> str:
-        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.3f}"
-        return f"{self.mean:.3f}{spread}"
+def values_of(results: Results, variant: str, metric: str = "mask/AP") -> list[float]:
+    """A metric of each seed of a variant."""
+    return [result["metrics"][metric] for result in results[variant].values()]
 
 
-def statistics_of(results: Results, variant: str, metric: str) -> Statistics:
-    """Statistics of a metric over the seeds of a variant."""
-    return Statistics.of([r["metrics"][metric] for r in results[variant].values()])
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """As text; the deviation is the sample's, and a single value has none."""
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 def verdicts(results: Results) -> list[dict[str, Any]]:
@@ -54,17 +40,16 @@ def verdicts(results: Results) -> list[dict[str, Any]]:
     for better, worse, claim in CLAIMS:
         if not (results.get(better) and results.get(worse)):
             continue
-        own, other = (statistics_of(results, name, "mask/AP") for name in (better, worse))
-        n, m = len(results[better]), len(results[worse])
-        chance = min(1.0, 2 / math.comb(n + m, n))
+        own, other = values_of(results, better), values_of(results, worse)
+        chance = min(1.0, 2 / math.comb(len(own) + len(other), len(own)))
         verdict = "open"
         if chance > MAX_CHANCE:
             verdict = "too few seeds"
-        elif own.low > other.high:
+        elif min(own) > max(other):
             verdict = "supported"
-        elif own.high < other.low:
+        elif max(own) < min(other):
             verdict = "contradicted"
-        difference = own.mean - other.mean
+        difference = statistics.fmean(own) - statistics.fmean(other)
         judged.append(
             {"claim": claim, "difference": difference, "verdict": verdict, "chance": chance}
         )
@@ -116,7 +101,7 @@ def _table(results: Results, costs: Mapping[str, Any] | None) -> str:
     rows = []
     for name, seeds in results.items():
         aps = [
-            str(statistics_of(results, name, metric)) if seeds else "-"
+            mean_and_deviation(values_of(results, name, metric)) if seeds else "-"
             for metric in ("mask/AP", "box/AP")
         ]
         cells = ["-"] * 4

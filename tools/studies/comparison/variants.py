@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,18 +58,6 @@ CLAIMS: tuple[tuple[str, str, str], ...] = (
     ("odconv_1x", "dyconv", "ODConv 1x beats DyConv"),
 )
 """(better, worse, claim): the last three are from ODConv's paper, the others from each layer's."""
-
-
-def choose(names: Sequence[str]) -> list[str]:
-    """The names, in the table's order.
-
-    Raises:
-        ValueError: one is unknown.
-    """
-    for name in names:
-        if name not in VARIANTS:
-            raise ValueError(f"variants: {name!r} is unknown; there are {', '.join(VARIANTS)}")
-    return [name for name in VARIANTS if name in names]
 
 
 def arguments(variant: Variant) -> list[str]:
