@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,30 @@ def bars(axes: Any, values: Tensor, title: str = "") -> None:
     axes.set(ylim=(0, 1), xticks=[], yticks=[0, 1], title=title)
 
 
-def with_experts(experts: Tensor, height: float) -> tuple[Figure, Any]:
+def rows_of(grid: Any) -> Iterator[tuple[Any, Path]]:
+    """Each image, drawn at the left of its row, with the other axes of the row."""
+    for (first, *others), path in zip(grid, IMAGES, strict=True):
+        show(first, read(path))
+        yield others, path
+
+
+def with_experts(experts: Tensor) -> tuple[Figure, Any]:
     """A figure with the experts' kernels at the top, and the part below them."""
-    figure = new_figure(6.8, height)
-    top, below = split(figure, 2, 1, height_ratios=[1, height - 1])
+    figure = new_figure(6.8, 3.6)
+    top, below = split(figure, 2, 1, height_ratios=[1, 2.6])
     for axes, weight in zip(top.subplots(1, len(experts)), experts, strict=True):
         diverging(axes, weight[0, 0])
     top.supylabel("experts", fontsize=9)
     return figure, below
+
+
+def fit(parameters: Iterable[Tensor], lr: float, loss: Callable[[], Tensor]) -> None:
+    """400 steps of Adam."""
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
 
 
 @torch.no_grad()
@@ -101,16 +118,15 @@ def condconv() -> Figure:
     ).eval()
     layer.weight.copy_(oriented(8)[:, None])
     layer.routing_fn.weight.mul_(5)
-    figure, below = with_experts(layer.weight, 3.6)
+    figure, below = with_experts(layer.weight)
     grid = below.subplots(2, 4, width_ratios=[1.5, 2, 1, 1.5])
-    titles = ("image", "routing weights", "its kernel", "output")
-    for row, path in zip(grid, IMAGES, strict=True):
+    for (weights, kernel, output), path in rows_of(grid):
         x = normalised(path)
         routing = layer.routing_weights(x)[0]
-        show(row[0], read(path))
-        bars(row[1], routing)
-        diverging(row[2], torch.einsum("e,ehw->hw", routing, layer.weight[:, 0, 0]))
-        response(row[3], layer(x)[0, 0])
+        bars(weights, routing)
+        diverging(kernel, torch.einsum("e,ehw->hw", routing, layer.weight[:, 0, 0]))
+        response(output, layer(x)[0, 0])
+    titles = ("image", "routing weights", "its kernel", "output")
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title)
     return figure
@@ -121,16 +137,14 @@ def dyconv() -> Figure:
     layer = layers.DyConv2d(3, 1, 7, padding=3, bias=False, num_experts=4).eval()
     layer.weight.copy_(oriented(4)[:, None])
     layer.attention.fc2.weight.mul_(20)
-    figure, below = with_experts(layer.weight, 3.6)
+    figure, below = with_experts(layer.weight)
     temperatures = (30.0, 5.0, 1.0)
     grid = below.subplots(2, 7, width_ratios=[1.5, *(1, 0.8) * 3])
-    for row, path in zip(grid, IMAGES, strict=True):
-        x = normalised(path)
-        show(row[0], read(path))
+    for row, path in rows_of(grid):
         for k, temperature in enumerate(temperatures):
-            weights = layer.attention(x, torch.tensor(temperature))[0]
-            bars(row[1 + 2 * k], weights)
-            diverging(row[2 + 2 * k], torch.einsum("e,ehw->hw", weights, layer.weight[:, 0, 0]))
+            weights = layer.attention(normalised(path), torch.tensor(temperature))[0]
+            bars(row[2 * k], weights)
+            diverging(row[2 * k + 1], torch.einsum("e,ehw->hw", weights, layer.weight[:, 0, 0]))
     for axes, temperature in zip(grid[0, 1::2], temperatures, strict=True):
         axes.set_title(f"temperature {temperature:g}")
     grid[0, 0].set_title("image")
@@ -183,27 +197,21 @@ def odconv() -> Figure:
     return figure
 
 
-def steer(steps: int = 400) -> layers.DynamicConv2d:
-    """A layer that learns the derivative in the direction of an angle."""
+def dfn_steered() -> Figure:
+    """A layer that has learned the derivative in the direction of an angle."""
     layer = layers.DynamicConv2d(
         1, 1, 7, padding=3, bias=False, padding_mode="replicate", guide_channels=2
     )
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
     basis = oriented(2)[:, :1]  # along x, along y
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         x, angle = torch.randn(16, 1, 15, 15), torch.rand(16) * 2 * math.pi
         guide = torch.stack((angle.cos(), angle.sin()), 1)
         maps = F.conv2d(F.pad(x, (3, 3, 3, 3), mode="replicate"), basis)
-        target = (maps * guide[..., None, None]).sum(1, keepdim=True)
-        loss = F.mse_loss(layer(x, guide), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return layer.eval()
+        return F.mse_loss(layer(x, guide), (maps * guide[..., None, None]).sum(1, keepdim=True))
 
-
-def dfn_steered() -> Figure:
-    layer = steer()
+    fit(layer.parameters(), 0.01, loss)
+    layer.eval()
     grey = colours(IMAGES[0]).mean(1, keepdim=True)
     figure = new_figure(11.2, 2.2)
     grid = figure.subplots(2, 7, width_ratios=[1.2, *[1] * 6])
@@ -221,13 +229,11 @@ def dfn_steered() -> Figure:
 def dfn_local() -> Figure:
     reach, x = 8, colours(IMAGES[0], 128)
     height, width = x.shape[-2:]
-    at = torch.meshgrid(
-        torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij"
-    )
-    angle = math.radians(7)
-    y0 = at[0] * math.cos(angle) - at[1] * math.sin(angle)
-    x0 = at[0] * math.sin(angle) + at[1] * math.cos(angle)
-    dy, dx = (y0 - at[0]).clamp(-reach, reach), (x0 - at[1]).clamp(-reach, reach)
+    sides = [torch.arange(side) - side / 2 for side in (height, width)]
+    y, x0 = torch.meshgrid(*sides, indexing="ij")
+    cos, sin = math.cos(math.radians(7)), math.sin(math.radians(7))
+    shifts = (y * cos - x0 * sin - y, y * sin + x0 * cos - x0)
+    dy, dx = (shift.clamp(-reach, reach) for shift in shifts)
     side = 2 * reach + 1
     taps = torch.arange(side) - reach
     near = [(1 - (taps[:, None, None] - d).abs()).clamp_min(0) for d in (dy, dx)]
@@ -254,9 +260,8 @@ def dmnet() -> Figure:
         nn.init.zeros_(branch.filter_gen_conv.bias)  # type: ignore[arg-type]
     figure = new_figure(6.6, 3.0)
     grid = figure.subplots(2, 5, width_ratios=[1.5, 1, 1, 1, 1])
-    for row, path in zip(grid, IMAGES, strict=True):
-        show(row[0], read(path))
-        for axes, branch, k in zip(row[1:], branches, sizes, strict=True):
+    for row, path in rows_of(grid):
+        for axes, branch, k in zip(row, branches, sizes, strict=True):
             show(axes, branch.filters(colours(path))[0].permute(1, 2, 0).numpy(), f"{k} x {k}")
     figure.supxlabel("kernels, their red, green and blue channels as colours", fontsize=9)
     return figure
@@ -284,7 +289,7 @@ def hdfnet() -> Figure:
     return figure
 
 
-def mask_head(steps: int = 400) -> Figure:
+def mask_head() -> Figure:
     dataset = CocoDataset(
         TABLETOP / "instances_val.json", TABLETOP / "val", resize_transform(72, 96)
     )
@@ -301,12 +306,8 @@ def mask_head(steps: int = 400) -> Figure:
     points = (boxes[:, :2] + boxes[:, 2:]) / 2 * 8
     image_index = torch.zeros(3, dtype=torch.int64)
     queries = MaskQueries(params, points, torch.full((3,), 128.0), image_index)
-    optimizer = torch.optim.Adam([params], lr=0.05)
-    for _ in range(steps):
-        loss = F.binary_cross_entropy_with_logits(head(features, queries), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    bce = F.binary_cross_entropy_with_logits
+    fit([params], 0.05, lambda: bce(head(features, queries), targets))
     params = params.detach()
     figure = new_figure(9.4, 3.0)
     grid = figure.subplots(2, 4, height_ratios=[2, 3], width_ratios=[1.3, 1, 1, 1])

@@ -34,7 +34,7 @@ def main() -> int:
     args = parser.parse_args()
     with user_errors("smaller images, --device cpu"):
         from studies.inspection.figures import write_figures
-        from studies.inspection.inspect import inspect
+        from studies.inspection.observe import inspect
 
         from condseg.inference.predictor import Predictor
         from condseg.zoo.checkpoint import newest_best

@@ -10,7 +10,7 @@ import torch
 from studies import measure
 from studies.benchmarks import compare, inputs, layers, model, parts, session, subjects, train
 from studies.benchmarks.compare import Comparison, Line, difference
-from studies.benchmarks.shapes import QUICK, Shapes
+from studies.benchmarks.inputs import QUICK, Shapes
 from support.tiny import REPOSITORY
 
 from condseg.structures import Detections

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from studies.benchmarks import inputs, subjects
-from studies.benchmarks.shapes import Shapes
+from studies.benchmarks.inputs import Shapes
 from studies.measure import multiply_adds, peak_bytes
 from studies.published import published_form
 from studies.published.detector import paste_whole

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from studies.inspection.figures import MAX_CLASSES, attention_figure, write_figures
-from studies.inspection.inspect import inspect
-from studies.inspection.observe import Observer
+from studies.inspection.observe import Observer, inspect
 from support import tiny_model
 from support.tiny import REPOSITORY
 from torch import nn

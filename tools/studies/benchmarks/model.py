@@ -21,10 +21,9 @@ from condseg.models import CondInst
 from condseg.structures import ImageInfo, Size
 from studies.benchmarks import subjects
 from studies.benchmarks.compare import FAST, PUBLISHED, Comparison, Line
-from studies.benchmarks.inputs import batch, image, inference, random_maps
+from studies.benchmarks.inputs import Shapes, batch, image, inference, random_maps
 from studies.benchmarks.page import stage_cells
 from studies.benchmarks.session import Curves
-from studies.benchmarks.shapes import Shapes
 from studies.measure import Run
 from studies.published import published_form
 

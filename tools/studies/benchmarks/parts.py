@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from condseg.layers.local_filter import filter_locally
 from condseg.models import DynamicMaskHead, FCOSHead, PostProcess
-from condseg.structures import ImageInfo, MaskQueries, Size
+from condseg.structures import ImageInfo, Size
 from studies.benchmarks.compare import FAST, PUBLISHED, Comparison, Line
 from studies.benchmarks.inputs import (
     CLASSES,
+    Shapes,
     ellipses,
     gradients,
     inference,
@@ -24,7 +25,6 @@ from studies.benchmarks.inputs import (
     random_maps,
 )
 from studies.benchmarks.session import Curves
-from studies.benchmarks.shapes import Shapes
 from studies.measure import Run
 from studies.published import published_form, published_postprocess
 from studies.published.layers import filter_unfolded
@@ -81,25 +81,38 @@ def curves(shapes: Shapes, device: torch.device) -> Curves:
     }
 
 
+def sides(
+    call: Callable[..., Any],
+    forms: Mapping[str, Any],
+    inputs: Sequence[Tensor],
+    backward: bool,
+) -> dict[str, Run]:
+    """Runs ``call(form, *inputs)`` of each form, forward or forward + backward."""
+    runs = {}
+    for name, form in forms.items():
+        run = partial(call, form)
+        trained = tuple(form.parameters()) if isinstance(form, nn.Module) else ()
+        runs[name] = gradients(run, inputs, trained) if backward else inference(run, *inputs)
+    return runs
+
+
+def both_forms(fast: nn.Module) -> dict[str, nn.Module]:
+    """A module and its published form."""
+    return {FAST: fast, PUBLISHED: published_form(fast)}
+
+
 def mask_heads(
     count: int, maps: Size, device: torch.device, images: int = 1, backward: bool = False
 ) -> dict[str, Run]:
     """8 channels, 3 layers, stride 8 to 4."""
-    sides: dict[str, Run] = {}
     fast = DynamicMaskHead()
-    for name, head in ((FAST, fast), (PUBLISHED, published_form(fast))):
-        queries = mask_queries(count, maps, head.num_params, device, images)
-        features = random_maps(images, head.in_channels, *maps, device=device)
-        call, leaves = partial(_mask_head, head, queries), (features, queries.params)
-        sides[name] = gradients(call, leaves) if backward else inference(call, *leaves)
-    return sides
+    queries = mask_queries(count, maps, fast.num_params, device, images)
+    features = random_maps(images, fast.in_channels, *maps, device=device)
 
+    def call(head: DynamicMaskHead, features: Tensor, params: Tensor) -> Any:
+        return head(features, replace(queries, params=params))
 
-def _mask_head(
-    head: DynamicMaskHead, queries: MaskQueries, features: Tensor, params: Tensor
-) -> Tensor:
-    masks: Tensor = head(features, replace(queries, params=params))
-    return masks
+    return sides(call, both_forms(fast), (features, queries.params), backward)
 
 
 def pastes(count: int, size: Size, device: torch.device) -> dict[str, Run]:
@@ -108,36 +121,29 @@ def pastes(count: int, size: Size, device: torch.device) -> dict[str, Run]:
     logits = ellipses(count, coarse, torch.Generator().manual_seed(0)).to(device)
     info = ImageInfo(0, "", size, size)
     fast = PostProcess()
-    sides = {FAST: fast, PUBLISHED: published_postprocess(fast)}
-    return {name: inference(side.paste, logits, info, 4) for name, side in sides.items()}
+    forms = {FAST: fast, PUBLISHED: published_postprocess(fast)}
+    return sides(lambda form, logits: form.paste(logits, info, 4), forms, (logits,), False)
 
 
 def fcos_heads(shapes: Shapes, device: torch.device, backward: bool = False) -> dict[str, Run]:
     """Dense predictions of all levels, and the parameters of the chosen locations."""
     torch.manual_seed(0)
-    size = shapes.train if backward else shapes.image
-    images = shapes.batch if backward else 1
+    size, images, count = shapes.image, 1, shapes.detections
+    if backward:
+        size, images, count = shapes.train, shapes.batch, shapes.backward[0] * shapes.batch
     maps = pyramid_maps(size, images, shapes.channels, device)
-    count = shapes.backward[0] * images if backward else shapes.detections
     locations = sum(m.shape[-2] * m.shape[-1] for m in maps)
     generator = torch.Generator().manual_seed(0)
     where = torch.randint(locations, (count,), generator=generator).to(device)
     image_index = (torch.arange(count) * images // count).to(device)
     fast = FCOSHead(shapes.channels, CLASSES, DynamicMaskHead().num_params).to(device)
-    sides: dict[str, Run] = {}
-    for name, head in ((FAST, fast), (PUBLISHED, published_form(fast))):
-        call = partial(_fcos_head, head, image_index, where)
-        trained = tuple(head.parameters())
-        sides[name] = gradients(call, maps, trained) if backward else inference(call, *maps)
-    return sides
 
+    def call(head: FCOSHead, *maps: Tensor) -> tuple[Tensor, ...]:
+        dense = head(maps)
+        params = head.params_at(dense.controller_features, image_index, where)
+        return dense.class_logits, dense.ltrb, dense.centerness_logits, params
 
-def _fcos_head(
-    head: FCOSHead, image_index: Tensor, where: Tensor, *maps: Tensor
-) -> tuple[Tensor, ...]:
-    dense = head(maps)
-    params = head.params_at(dense.controller_features, image_index, where)
-    return dense.class_logits, dense.ltrb, dense.centerness_logits, params
+    return sides(call, both_forms(fast), maps, backward)
 
 
 def local_filters(shapes: Shapes, device: torch.device, backward: bool = False) -> dict[str, Run]:
@@ -145,8 +151,5 @@ def local_filters(shapes: Shapes, device: torch.device, backward: bool = False) 
     images, channels, height, width = shapes.filters
     x = random_maps(images, channels, height, width, device=device)
     taps = random_maps(images, channels, 9, height, width, device=device, seed=1)
-    sides: dict[str, Run] = {}
-    for name, form in ((FAST, filter_locally), (PUBLISHED, filter_unfolded)):
-        call = partial(form, kernel_size=(3, 3))
-        sides[name] = gradients(call, (x, taps)) if backward else inference(call, x, taps)
-    return sides
+    forms = {FAST: filter_locally, PUBLISHED: filter_unfolded}
+    return sides(lambda form, x, taps: form(x, taps, (3, 3)), forms, (x, taps), backward)

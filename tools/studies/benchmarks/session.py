@@ -15,8 +15,8 @@ import torch
 
 from condseg.inference.device import pick_device
 from studies.benchmarks.compare import Comparison
+from studies.benchmarks.inputs import QUICK, Shapes
 from studies.benchmarks.page import curve_table, sides_table, tables, write_page
-from studies.benchmarks.shapes import QUICK, Shapes
 from studies.measure import machine
 from studies.report import machine_text, write_json
 

@@ -23,8 +23,7 @@ from condseg.models import (
 )
 from condseg.structures import Category
 from condseg.zoo.checkpoint import Restored
-from studies.benchmarks.inputs import CLASSES, batch
-from studies.benchmarks.shapes import Shapes
+from studies.benchmarks.inputs import CLASSES, Shapes, batch
 from studies.measure import Run
 from studies.published import published_form, published_postprocess
 
@@ -47,13 +46,8 @@ def condinst(
         filtered: HDFNet's filtering in the mask branch.
     """
     torch.manual_seed(0)
-    backbone = Backbone(
-        shapes.backbone,
-        weights=None,
-        conv=ODCONV if odconv else None,
-        width=shapes.width,
-        stem_width=shapes.width,
-    )
+    conv, width = ODCONV if odconv else None, shapes.width
+    backbone = Backbone(shapes.backbone, weights=None, conv=conv, width=width, stem_width=width)
     filter_ = DynamicDilatedPyramid2d if filtered else None
     network = build_condinst(backbone, CLASSES, shapes.channels, mask_filter=filter_)
     head = network.head
@@ -104,10 +98,9 @@ def predictor(network: CondInst, shapes: Shapes, device: torch.device) -> Predic
     with torch.inference_mode():
         dense = network(batch(shapes.image, 1).images.to(device), [shapes.image])
         scores = dense.head.scores(0)
+    count = shapes.candidates
     postprocess = PostProcess(
-        threshold(scores, shapes.candidates),
-        max_detections=shapes.detections,
-        pre_nms_topk=shapes.candidates,
+        threshold(scores, count), max_detections=shapes.detections, pre_nms_topk=count
     )
     classes = tuple(Category(k + 1, f"class {k}") for k in range(CLASSES))
     sides = min(shapes.image), max(shapes.image)

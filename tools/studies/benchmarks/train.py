@@ -14,9 +14,8 @@ from condseg.structures import Batch
 from condseg.training.parameter_groups import parameter_groups
 from studies.benchmarks import subjects
 from studies.benchmarks.compare import FAST, PUBLISHED, Comparison, Line
-from studies.benchmarks.inputs import batch
+from studies.benchmarks.inputs import Shapes, batch
 from studies.benchmarks.page import stage_cells
-from studies.benchmarks.shapes import Shapes
 from studies.measure import Run
 from studies.published import published_form
 
