@@ -1,7 +1,5 @@
 """The comparison keeps finished trainings, and summarises what the trainings reported."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -10,15 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from studies.comparison import figure, summary
 from studies.comparison.compare import write
-from studies.comparison.trials import Budget, Trial, check_budget, run, trials
+from studies.comparison.trials import Budget, check_budget, run, trials
 from studies.comparison.variants import CLAIMS, CONV, FILTER, VARIANTS, WHERE, arguments
 from support import tiny
 
@@ -53,13 +49,13 @@ rows.append(f"8,,{0.5 + seed / 10},{0.25 + seed / 10},0.75")
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Path:
+def fake(tmp_path):
     path = tmp_path / "train.py"
     path.write_text(FAKE)
     return path
 
 
-def results(**scores: list[float]) -> dict[str, dict[int, dict[str, Any]]]:
+def results(**scores):
     return {
         name: {
             seed: {
@@ -73,7 +69,7 @@ def results(**scores: list[float]) -> dict[str, dict[int, dict[str, Any]]]:
     }
 
 
-def costs(*names: str) -> dict[str, Any]:
+def costs(*names):
     entry = {
         "parameters": 5_000_000,
         "multiply_adds": 1_250_000_000,
@@ -89,7 +85,7 @@ PLAIN = {"configs": ["quickstart.yaml"], "steps": 8, "arguments": []}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_each_variant_has_its_layers_and_trains(name: str, tmp_path: Path) -> None:
+def test_each_variant_has_its_layers_and_trains(name, tmp_path):
     """Arguments of the configuration's own layer are not passed to the one that replaces it."""
     data = tiny.make_set(tmp_path / "data")
     own = tmp_path / "own.yaml"
@@ -117,25 +113,25 @@ def test_each_variant_has_its_layers_and_trains(name: str, tmp_path: Path) -> No
     assert all(g is not None and g.isfinite().all() for g in gradients)
 
 
-def test_variants() -> None:
+def test_variants():
     places = {str(v.overrides[WHERE]) for v in VARIANTS.values() if WHERE in v.overrides}
     assert places == {"[3, 4, 5]"}  # the same convolutions in all backbones
     assert {v.part for v in VARIANTS.values()} == set(figure.COLOURS)
     assert {name for claim in CLAIMS for name in claim[:2]} <= set(VARIANTS)
 
 
-def test_the_command_of_a_training() -> None:
+def test_the_command_of_a_training():
     command = Budget(("a.yaml", "b.yaml"), 8, ("--data.batch_size=2",)).command("odconv_4x")
     assert command[:2] == ["--config=a.yaml", "--config=b.yaml"]
     assert {"--trainer.max_steps=8", "--trainer.val_check_interval=8"} < set(command)
     assert command[-1] == "--data.batch_size=2"
 
 
-def test_finished_trials_are_kept(tmp_path: Path, fake: Path) -> None:
+def test_finished_trials_are_kept(tmp_path, fake):
     todo = trials(tmp_path, ["static", "dfn"], 2)
     order = [(t.seed, t.variant) for t in todo]
     assert order == [(0, "static"), (0, "dfn"), (1, "static"), (1, "dfn")]
-    done: list[Trial] = []
+    done = []
     run(todo, BUDGET, fake, 2, 1, done.append)
     assert sorted(map(str, done)) == sorted(map(str, todo))
     for trial in todo:
@@ -149,7 +145,7 @@ def test_finished_trials_are_kept(tmp_path: Path, fake: Path) -> None:
     assert (todo[0].folder / "log.txt").read_text().count("at work") == 1
 
 
-def test_an_interrupted_trial_is_resumed(tmp_path: Path, fake: Path) -> None:
+def test_an_interrupted_trial_is_resumed(tmp_path, fake):
     (trial,) = trials(tmp_path, ["static"], 1)
     left = trial.folder / "run" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
     left.parent.mkdir(parents=True)
@@ -160,7 +156,7 @@ def test_an_interrupted_trial_is_resumed(tmp_path: Path, fake: Path) -> None:
     assert trial.result["cpu_seconds"] is None  # that of a part is not that of the whole
 
 
-def test_a_trial_without_its_result_only_is_not_trained(tmp_path: Path, fake: Path) -> None:
+def test_a_trial_without_its_result_only_is_not_trained(tmp_path, fake):
     (trial,) = trials(tmp_path, ["static"], 1)
     metrics = trial.folder / "run" / "quickstart" / "version_0" / "metrics.csv"
     metrics.parent.mkdir(parents=True)
@@ -171,7 +167,7 @@ def test_a_trial_without_its_result_only_is_not_trained(tmp_path: Path, fake: Pa
     assert (trial.folder / "log.txt").read_text() == ""
 
 
-def test_a_failure_is_reported_after_the_others(tmp_path: Path, fake: Path) -> None:
+def test_a_failure_is_reported_after_the_others(tmp_path, fake):
     todo = trials(tmp_path, ["static"], 3)
     broken = Budget(BUDGET.configs, 8, ("--fail=1",))
     message = r"1 trainings failed: static, seed 1: ended with code 2 \(error: it broke\), see .*"
@@ -180,7 +176,7 @@ def test_a_failure_is_reported_after_the_others(tmp_path: Path, fake: Path) -> N
     assert [t.result is None for t in todo] == [False, True, False]
 
 
-def test_two_comparisons_do_not_run_the_same_trial(tmp_path: Path, fake: Path) -> None:
+def test_two_comparisons_do_not_run_the_same_trial(tmp_path, fake):
     (trial,) = trials(tmp_path, ["static"], 1)
     trial.folder.mkdir(parents=True)
     with (trial.folder / "log.txt").open("w") as file:
@@ -190,7 +186,7 @@ def test_two_comparisons_do_not_run_the_same_trial(tmp_path: Path, fake: Path) -
 
 
 @pytest.mark.tool
-def test_sigterm_ends_the_trainings_too(tmp_path: Path, fake: Path) -> None:
+def test_sigterm_ends_the_trainings_too(tmp_path, fake):
     program = f"""
 from pathlib import Path
 from studies.comparison.trials import Budget, run, trials
@@ -212,14 +208,14 @@ run(trials(Path({str(tmp_path)!r}), ["static", "dfn"], 2), Budget(("quickstart.y
     assert not (tmp_path / "trials" / "dfn" / "seed_0").exists()
 
 
-def test_one_folder_has_one_budget(tmp_path: Path) -> None:
+def test_one_folder_has_one_budget(tmp_path):
     check_budget(tmp_path, BUDGET)
     check_budget(tmp_path, BUDGET)
     with pytest.raises(ValueError, match="holds trials with steps 8, not 9"):
         check_budget(tmp_path, Budget(BUDGET.configs, 9))
 
 
-def test_mean_and_deviation() -> None:
+def test_mean_and_deviation():
     assert summary.mean_and_deviation([0.25, 0.5, 0.75]) == "0.500 ± 0.250"
     assert summary.mean_and_deviation([0.5]) == "0.500"
 
@@ -235,7 +231,7 @@ def test_mean_and_deviation() -> None:
         ([0.3], [0.5], "too few seeds", 1),
     ],
 )
-def test_verdicts(static: list[float], dfn: list[float], verdict: str, chance: float) -> None:
+def test_verdicts(static, dfn, verdict, chance):
     (judged,) = summary.verdicts(results(static=static, dfn=dfn))
     assert judged["claim"] == "DFN filter beats static"
     assert judged["verdict"] == verdict
@@ -244,7 +240,7 @@ def test_verdicts(static: list[float], dfn: list[float], verdict: str, chance: f
     assert summary.verdicts(results(static=static, dfn=[])) == []
 
 
-def test_page() -> None:
+def test_page():
     scores = results(static=[0.3, 0.4], odconv_1x=[0.5])
     text = summary.page(scores, costs("static", "odconv_1x"), PLAIN)
     assert (
@@ -261,7 +257,7 @@ def test_page() -> None:
     assert "| DFN filter | mask filter | 0 | - | - | - | - | - | - | - |" in unfinished
 
 
-def test_figure() -> None:
+def test_figure():
     scores = results(static=[0.3, 0.31, 0.33], dfn=[0.4, 0.41, 0.42], dmnet=[])
     assert len(figure.draw(scores, None, PLAIN).axes) == 1
     drawn = figure.draw(scores, costs("static", "dfn"), PLAIN)
@@ -272,7 +268,7 @@ def test_figure() -> None:
     assert [text.get_text() for text in parameters.texts] == ["5.0 M", "5.0 M"]
 
 
-def test_written_files(tmp_path: Path, fake: Path) -> None:
+def test_written_files(tmp_path, fake):
     todo = trials(tmp_path, ["static", "dfn"], 1)
     run(todo[:1], BUDGET, fake, 1, 1, lambda _: None)
     page = tmp_path / "docs" / "page.md"
@@ -287,7 +283,7 @@ def test_written_files(tmp_path: Path, fake: Path) -> None:
     assert read_image(tmp_path / "comparison.png").std() > 0
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
+def call(monkeypatch, *args):
     monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, args)])
     runpy.run_path(str(TOOL), run_name="__main__")
 
@@ -300,13 +296,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
         (("--variants", "static", "x"), "invalid choice: 'x'"),
     ],
 )
-def test_errors_of_a_user(
-    args: tuple[object, ...],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_errors_of_a_user(args, message, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         call(monkeypatch, *args, "--output", tmp_path / "out")
     assert stop.value.code == 2
@@ -316,9 +306,7 @@ def test_errors_of_a_user(
 
 @pytest.mark.slow
 @pytest.mark.tool
-def test_the_whole_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_comparison(tmp_path, monkeypatch, capsys):
     data, output = tiny.make_set(tmp_path / "data"), tmp_path / "out"
     config, *more = tiny.arguments(data, tmp_path / "runs")
     own = ("trainer.max_steps", "trainer.val_check", "trainer.default_root", "temperature")

@@ -26,7 +26,6 @@ from condseg.layers import (
     DynamicLocalFilter2d,
     ODConv2d,
 )
-from condseg.zoo.checkpoint import RECIPE, build
 
 TOOL = str(REPOSITORY / "tools" / "inspect_layers.py")
 
@@ -37,15 +36,7 @@ def spec(name, **args):
 
 def write_checkpoint(path, conv=None, mask_filter=None):
     backbone = {**tiny_model.BACKBONE, "conv": conv, "where": [5]}
-    network = {"backbone": backbone, **tiny_model.PARTS, "mask_filter": mask_filter}
-    model = {"network": network, "postprocess": tiny_model.POSTPROCESS}
-    torch.manual_seed(0)
-    built, _ = build(model)
-    sizes = {"short_side": 64, "max_long_side": 96}
-    recipe = {"model": model, "categories": tiny_model.CATEGORIES, **sizes}
-    state = {f"network.{name}": value for name, value in built.state_dict().items()}
-    torch.save({"state_dict": state, RECIPE: recipe}, path)
-    return path
+    return tiny_model.write_checkpoint(path, backbone=backbone, mask_filter=mask_filter)
 
 
 @pytest.fixture

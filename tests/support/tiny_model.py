@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,11 @@ PARTS = {
 POSTPROCESS = {"score_threshold": 0.0005, "max_detections": 12}
 
 
-def write_checkpoint(path: Path, root: Path | str = "tabletop") -> Path:
-    model = {"network": {"backbone": BACKBONE, **PARTS}, "postprocess": POSTPROCESS}
+def write_checkpoint(path: Path, root: Path | str = "tabletop", **network: Any) -> Path:
+    arguments = {"backbone": BACKBONE, **PARTS, **network}
+    model = {"network": arguments, "postprocess": POSTPROCESS}
     torch.manual_seed(0)
-    network, _ = build(model)
+    built, _ = build(model)
     recipe = {
         "model": model,
         "categories": CATEGORIES,
@@ -33,7 +35,7 @@ def write_checkpoint(path: Path, root: Path | str = "tabletop") -> Path:
         "max_long_side": 96,
         "data": {"root": str(root)},
     }
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    state = {f"network.{name}": value for name, value in built.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": state, RECIPE: recipe}, path)
     return path

@@ -60,7 +60,7 @@ class Line:
             "slower": self.slower,
             "memory": memory,
             "memory_bar": self.memory,
-            "reached": all(met) if met else None,
+            "reached": all(met),
         }
 
 
@@ -87,7 +87,7 @@ class Comparison:
         Args:
             device: where it runs.
             seconds: for the samples of all sides together; there are five of each or more.
-            max_rounds: samples of each.
+            max_rounds: max samples of each.
         """
         runs = self.build()
         results = {name: run() for name, run in runs.items()}

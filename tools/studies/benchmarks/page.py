@@ -68,7 +68,7 @@ def bars_table(lines: Sequence[Content]) -> str:
             cell(line["slower"], "at most {:g}x", cell(line["faster"])),
             cell(line["memory"], "{:.2f}x", "not measured"),
             cell(line["memory_bar"]),
-            {True: "yes", False: "no", None: "no bar"}[line["reached"]],
+            "yes" if line["reached"] else "no",
         ]
         for line in lines
     ]

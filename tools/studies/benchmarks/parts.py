@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from condseg.layers.local_filter import filter_locally
 from condseg.models import DynamicMaskHead, FCOSHead, PostProcess
 from condseg.structures import ImageInfo, Size
+from studies.benchmarks import inputs
 from studies.benchmarks.compare import FAST, PUBLISHED, Comparison, Line
-from studies.benchmarks.inputs import (
-    CLASSES,
-    Shapes,
-    ellipses,
-    gradients,
-    inference,
-    mask_queries,
-    pyramid_maps,
-    random_maps,
-)
+from studies.benchmarks.inputs import CLASSES, Shapes
 from studies.benchmarks.session import Curves
 from studies.measure import Run
 from studies.published import published_form, published_postprocess
@@ -84,15 +76,17 @@ def curves(shapes: Shapes, device: torch.device) -> Curves:
 def sides(
     call: Callable[..., Any],
     forms: Mapping[str, Any],
-    inputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
     backward: bool,
 ) -> dict[str, Run]:
-    """Runs ``call(form, *inputs)`` of each form, forward or forward + backward."""
+    """Runs ``call(form, *leaves)`` of each form, forward or forward + backward."""
     runs = {}
     for name, form in forms.items():
         run = partial(call, form)
         trained = tuple(form.parameters()) if isinstance(form, nn.Module) else ()
-        runs[name] = gradients(run, inputs, trained) if backward else inference(run, *inputs)
+        runs[name] = (
+            inputs.gradients(run, leaves, trained) if backward else inputs.inference(run, *leaves)
+        )
     return runs
 
 
@@ -106,8 +100,8 @@ def mask_heads(
 ) -> dict[str, Run]:
     """8 channels, 3 layers, stride 8 to 4."""
     fast = DynamicMaskHead()
-    queries = mask_queries(count, maps, fast.num_params, device, images)
-    features = random_maps(images, fast.in_channels, *maps, device=device)
+    queries = inputs.mask_queries(count, maps, fast.num_params, device, images)
+    features = inputs.random_maps(images, fast.in_channels, *maps, device=device)
 
     def call(head: DynamicMaskHead, features: Tensor, params: Tensor) -> Any:
         return head(features, replace(queries, params=params))
@@ -118,7 +112,7 @@ def mask_heads(
 def pastes(count: int, size: Size, device: torch.device) -> dict[str, Run]:
     """Ellipses at stride 4 to masks of the image."""
     coarse = (size[0] // 4, size[1] // 4)
-    logits = ellipses(count, coarse, torch.Generator().manual_seed(0)).to(device)
+    logits = inputs.ellipses(count, coarse, torch.Generator().manual_seed(0)).to(device)
     info = ImageInfo(0, "", size, size)
     fast = PostProcess()
     forms = {FAST: fast, PUBLISHED: published_postprocess(fast)}
@@ -131,7 +125,7 @@ def fcos_heads(shapes: Shapes, device: torch.device, backward: bool = False) -> 
     size, images, count = shapes.image, 1, shapes.detections
     if backward:
         size, images, count = shapes.train, shapes.batch, shapes.backward[0] * shapes.batch
-    maps = pyramid_maps(size, images, shapes.channels, device)
+    maps = inputs.pyramid_maps(size, images, shapes.channels, device)
     locations = sum(m.shape[-2] * m.shape[-1] for m in maps)
     generator = torch.Generator().manual_seed(0)
     where = torch.randint(locations, (count,), generator=generator).to(device)
@@ -149,7 +143,7 @@ def fcos_heads(shapes: Shapes, device: torch.device, backward: bool = False) -> 
 def local_filters(shapes: Shapes, device: torch.device, backward: bool = False) -> dict[str, Run]:
     """A 3x3 filter for each pixel of each channel."""
     images, channels, height, width = shapes.filters
-    x = random_maps(images, channels, height, width, device=device)
-    taps = random_maps(images, channels, 9, height, width, device=device, seed=1)
+    x = inputs.random_maps(images, channels, height, width, device=device)
+    taps = inputs.random_maps(images, channels, 9, height, width, device=device, seed=1)
     forms = {FAST: filter_locally, PUBLISHED: filter_unfolded}
     return sides(lambda form, x, taps: form(x, taps, (3, 3)), forms, (x, taps), backward)

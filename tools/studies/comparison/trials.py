@@ -92,12 +92,10 @@ def check_budget(output: Path, budget: Budget) -> None:
     path = output / "budget.json"
     new: dict[str, Any] = json.loads(json.dumps(asdict(budget)))
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
-    for key, value in new.items():
-        if old.get(key) != value:
-            raise ValueError(
-                f"output: {output} holds trials with {key} {old.get(key)}, not {value}; "
-                "choose another folder"
-            )
+    for key in new:
+        if old.get(key) != new[key]:
+            there = f"{output} holds trials with {key} {old.get(key)}, not {new[key]}"
+            raise ValueError(f"output: {there}; choose another folder")
     write_json(new, path)
 
 
