@@ -20,17 +20,12 @@ def main() -> int:
     parser.add_argument("inputs", nargs="+", help="image files, folders, patterns")
     parser.add_argument("--checkpoint", help="default: the newest run's best")
     parser.add_argument("--depth", help="depth map (16-bit PNG) of the image, or their folder")
-    parser.add_argument(
-        "--score",
-        type=float,
-        default=0.4,
-        help="min score at which a detection assigns its class to the image",
-    )
+    parser.add_argument("--score", type=float, default=0.4,
+                        help="min score of the detections whose classes an image has")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", default="out/inspect", help="folder of the PNGs and the JSON")
-    parser.add_argument(
-        "--figures", type=int, default=8, help="max images whose pixels' kernels are drawn"
-    )
+    parser.add_argument("--figures", type=int, default=8,
+                        help="max images whose pixels' kernels are drawn")  # fmt: skip
     args = parser.parse_args()
     with user_errors("smaller images, --device cpu"):
         from studies.inspection.figures import write_figures

@@ -32,12 +32,7 @@ matplotlib.rcParams.update(
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """An empty figure.
-
-    Args:
-        width, height: in hundreds of pixels.
-        title: large, at the top left.
-    """
+    """An empty figure; width and height in hundreds of pixels."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
@@ -74,12 +69,10 @@ def diverging(axes: Any, values: Any, title: str = "", limit: float | None = Non
 
 
 def ratios(axes: Any, series: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Draw ratios on a logarithmic axis: a row for each name, a marker for each series.
+    """Draw ratios on a logarithmic axis: a row for each name, a marker for each of two series.
 
     Args:
-        axes: where.
-        series: label -> name -> "median", "q1" and "q3" (drawn as whiskers); two series, of which
-            the first has all names.
+        series: label -> name -> "median", "q1" and "q3" (drawn as whiskers).
     """
     names = list(next(iter(series.values())))
     for label, colour, shift in zip(series, (BLUE, ORANGE), (-0.17, 0.17), strict=True):

@@ -48,7 +48,6 @@ def interleaved(
     """Seconds of each run, measured in turns, so that a disturbance affects all of them alike.
 
     Args:
-        runs: name -> what is timed.
         device: synchronised before and after each run.
         rounds: samples of each. Each round starts with the next run, so that none always follows
             the same one.
@@ -77,9 +76,8 @@ def ratios(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> Spre
 def peak_memory(run: Run, device: torch.device) -> dict[str, int]:
     """Peak bytes of a run above what was held before it, counted in two ways.
 
-    Returns:
-        ``counted``, see :func:`peak_bytes`; ``resident``, see :func:`peak_resident`, on a CPU under
-        Linux; ``peak``, the larger of them: each sees allocations that the other misses.
+    ``counted``, see :func:`peak_bytes`; ``resident``, see :func:`peak_resident`, on a CPU under
+    Linux; ``peak``, the larger of them: each misses allocations that the other includes.
     """
     peaks = {"counted": peak_bytes(run, device)}
     if device.type == "cpu" and (resident := peak_resident(run)) is not None:

@@ -16,13 +16,7 @@ Content = Mapping[str, Any]
 
 
 def write_page(name: str, content: Content, page: Path) -> list[Path]:
-    """Write a subcommand's part of the page, and its chart if there is something to draw.
-
-    Args:
-        name: the subcommand.
-        content: what its JSON file holds.
-        page: the machine's Markdown page; chart and JSON are beside it.
-    """
+    """Write a subcommand's part of the page from its JSON, and its chart beside the page."""
     stem = f"{page.stem}-{name}"
     small = " Small shapes (`--quick`): the ratios say little." if content["quick"] else ""
     parts = [f"## {name}", f"`{content['command']}`", f"{machine_text(content['machine'])}.{small}"]

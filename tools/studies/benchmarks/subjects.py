@@ -40,8 +40,6 @@ def condinst(
     would be noise.
 
     Args:
-        shapes: sizes.
-        device: where it is moved.
         odconv: a backbone of ODConv with four experts.
         filtered: HDFNet's filtering in the mask branch.
     """

@@ -29,12 +29,6 @@ def measure(
     validation image, in evaluation mode and float32. The costs of mask head and post-process
     depend on the number of objects and are the same for all variants. The training step is
     forward, losses and backward in float32 on the first training batch of seed 0.
-
-    Args:
-        variants: names.
-        budget: as the trials had it.
-        device: where the networks run.
-        threads: on the CPU.
     """
     torch.set_num_threads(threads)
     modules: dict[str, CondInstModule] = {}

@@ -84,11 +84,7 @@ def trials(output: Path, variants: Sequence[str], seeds: int) -> list[Trial]:
 
 
 def check_budget(output: Path, budget: Budget) -> None:
-    """Write the budget into the folder, or compare it with the one that is there.
-
-    Raises:
-        ValueError: the folder's trials had another budget.
-    """
+    """Write the budget into the folder; ValueError if the trials there had another one."""
     path = output / "budget.json"
     new: dict[str, Any] = json.loads(json.dumps(asdict(budget)))
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
@@ -107,13 +103,10 @@ def run(
     threads: int,
     finished: Callable[[Trial], object],
 ) -> None:
-    """Train what has no result yet.
+    """Train what has no result yet, ``jobs`` at a time, in the order of ``todo``.
 
     Args:
-        todo: trials in the order in which they start.
-        budget: of each.
         train: the script that trains.
-        jobs: trials at a time.
         threads: of each trial.
         finished: called after each trial.
 

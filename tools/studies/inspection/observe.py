@@ -39,7 +39,6 @@ def inspect(
     """Run the model on images, one at a time, and observe its dynamic layers.
 
     Args:
-        predictor: the model.
         inputs: image files, folders, patterns.
         score: min score at which a detection assigns its class to the image.
         depth: depth map of a single image, or a folder of them, for a network that takes depth.

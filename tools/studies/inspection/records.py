@@ -162,13 +162,11 @@ class Inspection:
             cells = ("" if math.isnan(value) else text for text, value in numbers)
             rows.append((name, layer.kind, *cells))
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
+        lines = (
+            [f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row)]
             for row in rows
         )
+        return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def short_names(layers: Sequence[LayerRecord]) -> list[str]:
