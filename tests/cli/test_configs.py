@@ -81,7 +81,7 @@ def test_boxinst_with_everything(tmp_path: Path) -> None:
     cli = build(tmp_path, *files, "--model.network.backbone.width=8")
     assert parts(cli.model, DeformConv2d) == 11  # blocks 0, 3, ... of three stages
     assert parts(cli.model, BiFPNBlock) == 6
-    assert cli.config.model.mask_loss.supervision == cli.datamodule.supervision == "boxes"
+    assert cli.config.model.mask_loss.supervision == cli.config.data.supervision == "boxes"
     assert cli.model.network.mask_head.num_params == 233  # as AdelaiDet's checkpoints
     assert cli.trainer.max_steps == 270_000
     _, factors = optimizer_and_factors(cli, 209_999, 210_000, 249_999, 250_000)

@@ -21,7 +21,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
-def spread_text(spread: Mapping[str, float], form: str = "{:.2f}", unit: str = "x") -> str:
+def spread_text(spread: Mapping[str, Any], form: str = "{:.2f}", unit: str = "x") -> str:
     """Median and quartiles, such as "1.30x (1.24 to 1.33)"."""
     median, q1, q3 = (form.format(spread[key]) for key in ("median", "q1", "q3"))
     return f"{median}{unit} ({q1} to {q3})"

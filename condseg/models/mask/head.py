@@ -78,6 +78,13 @@ class DynamicMaskHead(nn.Module):
         weights = [part.unflatten(1, shape) for part, shape in zip(parts, self.layers)]  # noqa: B905
         return weights, list(parts[len(self.layers) :])
 
+    def grouped(
+        self, params: Float[Tensor, "p g"]
+    ) -> tuple[list[Float[Tensor, "_po _i 1 1"]], list[Float[Tensor, " _po"]]]:
+        """The same as weights (P out, in, 1, 1) and biases (P out,) of convolutions in P groups."""
+        weights, biases = self.parse(params)
+        return [w.flatten(0, 1)[..., None, None] for w in weights], [b.flatten() for b in biases]
+
     def forward(
         self, features: Float[Tensor, "b c h w"], queries: MaskQueries
     ) -> Float[Tensor, "p h2 w2"]:

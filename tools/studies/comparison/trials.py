@@ -136,7 +136,7 @@ def run(
                         continue
                     trial, log, process = running.pop(number)
                     process.returncode = code = os.waitstatus_to_exitcode(status)
-                    if RESUME not in process.args:  # that of a part is not that of the whole
+                    if RESUME not in str(process.args):  # that of a part is not that of the whole
                         cpu_seconds = round(usage.ru_utime + usage.ru_stime, 2)
                 with log:
                     metrics = _finish(trial, threads, code, cpu_seconds)

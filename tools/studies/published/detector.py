@@ -81,10 +81,9 @@ class PublishedMaskHead(DynamicMaskHead):
             relative = relative.transpose(1, 2).reshape(num, 2, h, w)
             x = torch.cat((relative.to(x.dtype), x), dim=1)
         x = x.reshape(1, -1, h, w)
-        weights, biases = self.parse(queries.params)
+        weights, biases = self.grouped(queries.params)
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            kernels = weight.flatten(0, 1)[..., None, None]  # (P out, in, 1, 1)
-            x = F.conv2d(x, kernels, bias.flatten(), groups=num)
+            x = F.conv2d(x, weight, bias, groups=num)
             if i + 1 < len(weights):
                 x = F.relu(x)
         return aligned_upsample(x.view(num, h, w), factor)
