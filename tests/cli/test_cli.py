@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support import tiny, tiny_model
+from support import tiny
 
 from condseg.cli.messages import one_line
 from condseg.cli.train import CommandLine, main
@@ -95,7 +95,7 @@ def test_which_configuration_overrides_which(
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
     for name, channels in (("a", 96), ("b", 160)):
         (tmp_path / f"{name}.yaml").write_text(f"model: {{network: {{channels: {channels}}}}}")
-    start = f"--init_from={tiny_model.write_checkpoint(tmp_path / 'start.ckpt')}"
+    start = f"--init_from={tiny.write_checkpoint(tmp_path / 'start.ckpt')}"
     a, b = (f"--config={tmp_path / name}.yaml" for name in "ab")
     expected = {
         (): 32,
@@ -113,7 +113,7 @@ def test_which_configuration_overrides_which(
 def test_the_start_overrides_class_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommandLine, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
-    path = tiny_model.write_checkpoint(tmp_path / "start.ckpt")
+    path = tiny.write_checkpoint(tmp_path / "start.ckpt")
     content = torch.load(path, weights_only=True)
     conv = {"class_path": "condseg.layers.ODConv2d", "init_args": {"num_experts": 3}}
     content["condseg"]["model"]["network"]["backbone"]["conv"] = conv

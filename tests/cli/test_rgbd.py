@@ -14,17 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import tiny
-from support.tiny_model import write_checkpoint
 
 from condseg.cli import eval, predict, train
 from condseg.data.files import TABLETOP
 from condseg.inference.predictor import Predictor
 
-# A tiny set is loaded without workers; pycocotools' own decode under NumPy 2.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 DEPTH = (
     "--model.network.depth_channels=4",
     "--model.network.mask_filter=condseg.layers.DynamicDilatedPyramid2d",
@@ -56,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     root = add_depth(tiny.make_set(folder / "data"))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         cli = train.main(tiny.arguments(root, folder / "runs", *DEPTH))
-    assert f"{root}/val/0.png --depth {root}/depth/val/0.png" in printed.getvalue()
+    assert f"{root}/val/000.png --depth {root}/depth/val/000.png" in printed.getvalue()
     losses = tiny.losses(folder / "runs")
     assert len(losses) == 6
     assert all(np.isfinite(list(row.values())).all() for row in losses.values())
@@ -79,7 +74,7 @@ def test_drawing_with_depth(
     checkpoint, root = trained
     common = ["--checkpoint", checkpoint, "--device", "cpu", "--output", str(tmp_path)]
     images, depths = str(root / "val"), str(root / "depth/val")
-    one, depth = f"{images}/0.png", f"{depths}/0.png"
+    one, depth = f"{images}/000.png", f"{depths}/000.png"
     assert predict.main([images, "--depth", depths, *common]) == 0
     assert len(list(tmp_path.iterdir())) == 5
     assert predict.main([one, "--depth", depth, *common]) == 0
@@ -91,7 +86,7 @@ def test_drawing_with_depth(
     for args, message in (
         ([one], "network takes depth; --depth is needed"),
         ([images, "--depth", depth], "have the same depth map"),
-        ([one, str(root / "train/0.png"), "--depth", depths], "have the same depth map"),
+        ([one, str(root / "train/000.png"), "--depth", depths], "have the same depth map"),
     ):
         assert message in tiny.error(predict.main, [*args, *common], capsys)
 
@@ -99,7 +94,7 @@ def test_drawing_with_depth(
 def test_depth_for_a_checkpoint_without_depth(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = str(write_checkpoint(tmp_path / "a.ckpt"))
+    checkpoint = str(tiny.write_checkpoint(tmp_path / "a.ckpt"))
     image, depth = str(TABLETOP / "val/000000.jpg"), str(TABLETOP / "depth/val")
     args = [image, "--depth", depth, "--checkpoint", checkpoint, "--device", "cpu"]
     assert "the checkpoint's network takes none" in tiny.error(predict.main, args, capsys)
@@ -115,7 +110,7 @@ def test_inspection_and_python(
     monkeypatch.setattr(sys, "argv", ["inspect_layers.py", *args])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(tiny.REPOSITORY / "tools/inspect_layers.py"), run_name="__main__")
-    assert (tmp_path / "pixels_000_0.png").is_file()
+    assert (tmp_path / "pixels_000_000.png").is_file()
     predictor = Predictor.from_checkpoint(checkpoint, "cpu")
     image, depth = np.zeros((50, 70, 3), np.uint8), np.full((50, 70), 900, np.uint16)
     assert predictor(image, depth).masks.shape[1:] == (50, 70)
@@ -134,4 +129,4 @@ def test_training_needs_the_depth_of_every_image(
     content["images"][3].pop("depth_file")
     file.write_text(json.dumps(content))
     message = tiny.error(train.main, tiny.arguments(root, tmp_path / "runs", *DEPTH), capsys)
-    assert "1 of 8 images have no depth_file: image 4 (3.png)" in message
+    assert "1 of 8 images have no depth_file: image 103 (003.png)" in message

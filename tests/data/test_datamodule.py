@@ -16,7 +16,7 @@ def root(coco_set):
 
 def test_batches_of_both_sets(root):
     data = DataModule(str(root), batch_size=4, **SMALL)
-    assert data.categories == (Category(2, "pen"), Category(7, "cup"))
+    assert data.categories == (Category(3, "box"), Category(7, "disc"))
     assert data.num_classes == 2
     assert data.val_annotation_file.endswith("instances_val.json")
     data.setup("fit")
@@ -66,7 +66,7 @@ def test_sets_with_other_categories(coco_set):
     val = coco_set("val")
     val.content["categories"][0]["name"] = "mug"
     val.write()
-    with pytest.raises(ValueError, match=r"same categories.*first: 7 'cup'.*second: 7 'mug'"):
+    with pytest.raises(ValueError, match=r"same categories.*first: 7 'disc'.*second: 7 'mug'"):
         DataModule(str(root), **SMALL).setup("fit")
 
 

@@ -19,7 +19,7 @@ from condseg.structures import Category
 
 def test_sparse_ids_become_contiguous_labels(coco_set):
     dataset = coco_set().open()
-    assert dataset.categories == (Category(2, "pen"), Category(7, "cup"))
+    assert dataset.categories == (Category(3, "box"), Category(7, "disc"))
     sample = dataset[1]
     assert sample.targets.labels.tolist() == [1, 0]
     assert sample.targets.boxes.tolist() == [[2, 3, 8, 9], [11, 3, 19, 11]]

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from studies.inspection.figures import MAX_CLASSES, attention_figure, write_figures
 from studies.inspection.observe import Observer, inspect
-from support import tiny_model
-from support.tiny import REPOSITORY
+from support import tiny
 from torch import nn
 
 from condseg.data.images import read_image
@@ -27,7 +26,7 @@ from condseg.layers import (
     ODConv2d,
 )
 
-TOOL = str(REPOSITORY / "tools" / "inspect_layers.py")
+TOOL = str(tiny.REPOSITORY / "tools" / "inspect_layers.py")
 
 
 def spec(name, **args):
@@ -35,8 +34,8 @@ def spec(name, **args):
 
 
 def write_checkpoint(path, conv=None, mask_filter=None):
-    backbone = {**tiny_model.BACKBONE, "conv": conv, "where": [5]}
-    return tiny_model.write_checkpoint(path, backbone=backbone, mask_filter=mask_filter)
+    backbone = tiny.BACKBONE | {"conv": conv, "where": [5]}
+    return tiny.write_checkpoint(path, backbone=backbone, mask_filter=mask_filter)
 
 
 @pytest.fixture
@@ -195,7 +194,7 @@ def test_a_single_image_and_one_that_cannot_be_read(tmp_path, images, monkeypatc
 
 
 def test_errors_of_a_user(tmp_path, images, monkeypatch, capsys):
-    checkpoint = tiny_model.write_checkpoint(tmp_path / "static.ckpt")
+    checkpoint = tiny.write_checkpoint(tmp_path / "static.ckpt")
     assert run(monkeypatch, images, "--checkpoint", checkpoint) == 2
     assert "has no dynamic layer" in capsys.readouterr().err
     dynamic = write_checkpoint(tmp_path / "a.ckpt", spec("ODConv2d"))

@@ -1,14 +1,18 @@
-"""Small COCO-format sets."""
+"""Small COCO-format sets, and pycocotools called directly."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from condseg.data.dataset import CocoDataset
 
-CATEGORIES = [{"id": 7, "name": "cup"}, {"id": 2, "name": "pen"}]
+CATEGORIES = [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
 
 
 def square(x, y, side):
@@ -22,11 +26,8 @@ class CocoSet:
         self.root, self.json, self.images = root, root / f"instances_{name}.json", root / name
         self.images.mkdir(parents=True)
         generator = np.random.default_rng(0)
-        self.content = {
-            "images": [],
-            "annotations": [],
-            "categories": [dict(c) for c in CATEGORIES],
-        }
+        categories = [dict(c) for c in reversed(CATEGORIES)]
+        self.content = {"images": [], "annotations": [], "categories": categories}
         for number, (height, width) in enumerate(sizes):
             file_name = f"{number:03}.png"
             pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -42,7 +43,7 @@ class CocoSet:
     def add(self, image_id, segmentation, bbox, n=0, **more):
         entries = self.content["annotations"]
         entry = {"id": 1000 + len(entries), "image_id": image_id, "iscrowd": 0}
-        entry |= {"category_id": (7, 2)[n % 2], "bbox": bbox, "area": bbox[2] * bbox[3]}
+        entry |= {"category_id": (7, 3)[n % 2], "bbox": bbox, "area": bbox[2] * bbox[3]}
         entries.append(entry | {"segmentation": segmentation} | more)
 
     def write(self):
@@ -51,3 +52,17 @@ class CocoSet:
     def open(self, **options):
         self.write()
         return CocoDataset(self.json, self.images, **options)
+
+
+def pycocotools(truth, results, iou_type, evaluation_class=COCOeval, limits=None, images=None):
+    """The finished evaluation; ``limits`` are its maxDets, ``images`` the ids to evaluate."""
+    with redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth))
+        evaluation = evaluation_class(truth, truth.loadRes(results), iou_type)
+        evaluation.params.maxDets = limits or evaluation.params.maxDets
+        evaluation.params.imgIds = images or evaluation.params.imgIds
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if not limits:
+            evaluation.summarize()
+    return evaluation

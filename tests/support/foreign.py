@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Any
 
 import torch
+from support.networks import tiny_backbone, tiny_condinst
 from torch import Tensor
 
-from condseg.models import Backbone, BiFPN, CondInst, FCOSHead, build_condinst
+from condseg.models import Backbone, BiFPN, CondInst
 
-BACKBONE: dict[str, Any] = {"name": "resnet18", "weights": None, "width": 8, "stem_width": 8}
-PARTS: dict[str, Any] = {
-    "num_classes": 80,
-    "channels": 64,
-    "head": partial(FCOSHead, tower_convs=1),
-    "mask_branch_channels": 16,
-    "mask_branch_convs": 2,
-}
+PARTS = {"num_classes": 80, "mask_branch_channels": 16, "mask_branch_convs": 2}
 # AdelaiDet's BiFPN names a node by its level and the numbers of its inputs: five maps, then the
 # nodes down to P3 and up to P7.
 _NODES = ("f3_3_4", "f2_2_5", "f1_1_6", "f0_0_7", "f1_1_7_8", "f2_2_6_9", "f3_3_5_10", "f4_4_11")
@@ -40,13 +33,19 @@ _BIFPN = (
 )
 _ADELAIDET = (
     *_BIFPN,
-    (r"backbone\.network\.conv1\.weight", r"backbone.bottom_up.stem.conv1.weight"),
-    (r"backbone\.network\.bn1\.(.+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
-    (r"backbone\.network\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"res{0}.\2.conv\3.weight"),
-    (r"backbone\.network\.layer(\d)\.(\d+)\.conv2\.offset\.(.+)", r"res{0}.\2.conv2_offset.\3"),
-    (r"backbone\.network\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res{0}.\2.conv\3.norm.\4"),
-    (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"res{0}.\2.shortcut.\3"),
-    (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"res{0}.\2.shortcut.norm.\3"),
+    (r"backbone\.network\.conv1\.weight", r"resnet.stem.conv1.weight"),
+    (r"backbone\.network\.bn1\.(.+)", r"resnet.stem.conv1.norm.\1"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"resnet.res{0}.\2.conv\3.weight"),
+    (
+        r"backbone\.network\.layer(\d)\.(\d+)\.conv2\.offset\.(.+)",
+        r"resnet.res{0}.\2.conv2_offset.\3",
+    ),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"resnet.res{0}.\2.conv\3.norm.\4"),
+    (r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"resnet.res{0}.\2.shortcut.\3"),
+    (
+        r"backbone\.network\.layer(\d)\.(\d+)\.downsample\.1\.(.+)",
+        r"resnet.res{0}.\2.shortcut.norm.\3",
+    ),
     (r"pyramid\.(lateral|output)\.(\d)\.(.+)", r"backbone.fpn_\g<1>{1}.\3"),
     (r"pyramid\.(p6|p7)\.(.+)", r"backbone.top_block.\1.\2"),
     (r"head\.class_tower\.(.+)", r"proposal_generator.fcos_head.cls_tower.\1"),
@@ -81,26 +80,18 @@ _MMDETECTION = (
 )
 
 
-def small_network(style: str = "caffe", **parts: Any) -> CondInst:
-    torch.manual_seed(0)
-    network = build_condinst(Backbone(**BACKBONE, style=style), **PARTS | parts)
-    assert network.head.class_logits.bias is not None
-    torch.nn.init.zeros_(network.head.class_logits.bias)  # detections, also if untrained
-    return network.eval()
+def small_network(style: str = "caffe", backbone: Backbone | None = None, **parts: Any) -> CondInst:
+    return tiny_condinst(backbone or tiny_backbone(style=style), **PARTS | parts).eval()
 
 
 def adelaidet(network: CondInst) -> dict[str, Tensor]:
     """Without counters of frozen batch norms; the constants of normalization are tensors."""
-    state = _renamed(network, _ADELAIDET)
-    state = {re.sub(r"^(res\d)", r"backbone.bottom_up.\1", k): v for k, v in state.items()}
-    frozen = "backbone.bottom_up.(stem|res[2-5])"
-    state = {k: v for k, v in state.items() if "num_batches" not in k or not re.match(frozen, k)}
+    resnet = "backbone.bottom_up"
     if isinstance(network.pyramid, BiFPN):  # the ResNet is one module deeper
-        deeper = "backbone.bottom_up.backbone."
-        state = {
-            re.sub(r"^backbone\.bottom_up\.(?=stem|res[2-5])", deeper, k): v
-            for k, v in state.items()
-        }
+        resnet += ".backbone"
+    state = _renamed(network, _ADELAIDET, {"resnet": resnet})
+    frozen = rf"{resnet}.(stem|res[2-5])\."
+    state = {k: v for k, v in state.items() if "num_batches" not in k or not re.match(frozen, k)}
     for level, scale in enumerate(network.head.scales.detach()):
         state[f"proposal_generator.fcos_head.scales.{level}.scale"] = scale.reshape(1)
     return state | {
@@ -111,23 +102,24 @@ def adelaidet(network: CondInst) -> dict[str, Tensor]:
 
 
 def mmdetection(network: CondInst) -> dict[str, Tensor]:
-    state = _renamed(network, _MMDETECTION)
-    state = {
-        re.sub(r"^feature", "mask_head.mask_feature_head", k): v.clone() for k, v in state.items()
-    }
+    state = _renamed(network, _MMDETECTION, {"feature": "mask_head.mask_feature_head"})
+    state = {key: tensor.clone() for key, tensor in state.items()}
     for level, scale in enumerate(network.head.scales.detach()):
         state[f"bbox_head.scales.{level}.scale"] = scale.clone()
     return state
 
 
-def _renamed(network: CondInst, rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def _renamed(
+    network: CondInst, rules: tuple[tuple[str, str], ...], first: dict[str, str]
+) -> dict[str, Tensor]:
+    """``rules`` write {0} for the stage and {1} for the level, ``first`` the first name."""
     renamed = {}
     for key, tensor in network.state_dict().items():
         if key == "head.scales":
             continue
         match, new = next((m, n) for old, n in rules if (m := re.fullmatch(old, key)))
-        numbers = [int(group) for group in match.groups() if group and group.isdigit()]
-        stage, level = (numbers[0] + 1, numbers[0] + 3) if numbers else (0, 0)
-        new = new.replace("{0}", str(stage)).replace("{1}", str(level))
-        renamed[match.expand(new)] = tensor
+        numbers = [int(group) for group in match.groups() if group and group.isdigit()] or [0]
+        new = new.replace("{0}", str(numbers[0] + 1)).replace("{1}", str(numbers[0] + 3))
+        name, _, rest = match.expand(new).partition(".")
+        renamed[f"{first.get(name, name)}.{rest}"] = tensor
     return renamed

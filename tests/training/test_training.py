@@ -62,8 +62,8 @@ def test_files_of_a_run(trained: CommandLine) -> None:
     folder = trained.run_folder
     names = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml"} <= names
-    assert {f"images/step_000006/{k}.jpg" for k in range(4)} <= names
-    assert cv2.imread(str(folder / "images/step_000006/0.jpg")) is not None
+    assert {f"images/step_000006/{k:03}.jpg" for k in range(4)} <= names
+    assert cv2.imread(str(folder / "images/step_000006/000.jpg")) is not None
     assert any("tfevents" in name for name in names)
     metrics = tiny.losses(folder.parents[1])
     parts = ["cls", "box", "centerness", "mask", "semantic"]

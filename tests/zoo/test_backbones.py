@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import foreign
 from support.key_lists import needs_key_lists, read
+from support.networks import tiny_backbone
 from torch import Tensor
 from torchvision.models import mobilenet_v2
 
@@ -96,7 +97,7 @@ def test_a_detectors_backbone(tmp_path: Path, project: str) -> None:
     if project != "ours":
         state = getattr(foreign, project)(network)
     path = write(tmp_path / "x.pth", {"state_dict": state})
-    backbone = Backbone(**foreign.BACKBONE | {"weights": path, "style": style})
+    backbone = tiny_backbone(weights=path, style=style)
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, network.backbone.state_dict()[key]), key
 

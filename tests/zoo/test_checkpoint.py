@@ -1,20 +1,27 @@
-"""Restoring a checkpoint is light."""
+"""Light imports, so that commands start at once."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from support.tiny_model import write_checkpoint
+import pytest
+from support.tiny import environment, write_checkpoint
+
+HEAVY = {"albumentations", "cv2", "huggingface_hub", "lightning", "pycocotools", "timm"}
 
 
-def test_restoring_imports_no_package_of_training_or_data(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "best.ckpt")
-    code = f"""
-import sys
-from condseg.zoo.checkpoint import restore
-restore({str(path)!r})
-heavy = {{"albumentations", "cv2", "huggingface_hub", "lightning", "pycocotools", "timm"}}
-sys.exit(", ".join(heavy & sys.modules.keys()) or 0)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.tool
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import condseg.zoo.checkpoint as zoo; zoo.restore('best.ckpt')",
+        "import condseg.data.categories, condseg.data.download, condseg.data.files",
+    ],
+    ids=["restoring", "data"],
+)
+def test_no_package_of_training_or_data_is_imported(tmp_path: Path, code: str) -> None:
+    write_checkpoint(tmp_path / "best.ckpt")
+    code += f"; import sys; print({HEAVY} & {{*sys.modules}})"
+    command, env = [sys.executable, "-c", code], environment()
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=env)
+    assert done.stdout.strip() == b"set()", done.stderr

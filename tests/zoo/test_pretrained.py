@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import foreign, tiny
+from support.coco import CATEGORIES
+from support.networks import tiny_backbone
 from torch import Tensor
 
 from condseg.cli.convert import main as convert_main
 from condseg.cli.train import main
 from condseg.inference.predictor import Predictor
 from condseg.layers import DeformConv2d
-from condseg.models.backbones.backbone import Backbone
-from condseg.models.build import build_condinst
 from condseg.models.condinst import CondInst
 from condseg.models.pyramids.bifpn import BiFPN
 from condseg.structures import Category
@@ -64,8 +64,8 @@ def test_coco_has_80_classes_whose_ids_have_gaps() -> None:
 
 def deformable() -> CondInst:
     names = ["layer2.0.conv2", "layer4.1.conv2"]
-    backbone = Backbone(**foreign.BACKBONE, style="caffe", conv=DeformConv2d, where=names)
-    network = build_condinst(backbone, **foreign.PARTS).eval()
+    backbone = tiny_backbone(style="caffe", conv=DeformConv2d, where=names)
+    network = foreign.small_network(backbone=backbone)
     for name in names:
         torch.nn.init.normal_(network.get_submodule(f"backbone.network.{name}.offset").weight)
     return network
@@ -178,7 +178,7 @@ def test_other_classes_get_their_names(tmp_path: Path, caplog: pytest.LogCapture
     path = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network(num_classes=2)))
     data = tiny.make_set(tmp_path / "data")
     content = convert(path, data / "instances_val.json")
-    assert content[RECIPE]["categories"] == tiny.CATEGORIES
+    assert content[RECIPE]["categories"] == CATEGORIES
     assert [c["name"] for c in convert(path)[RECIPE]["categories"]] == ["class 1", "class 2"]
     assert "2 classes without names" in caplog.text
     path = write(tmp_path / "y.pth", foreign.adelaidet(foreign.small_network(num_classes=3)))
@@ -204,15 +204,19 @@ def test_the_command_then_the_same_detections(
     predictor = Predictor(restore(target), "cpu")
     assert len(predictor(IMAGE).scores) > 0
     same(predictor.restored.network, network)
-    with pytest.raises(SystemExit) as stop:
-        convert_main([str(source), str(source)])
-    assert stop.value.code == 2
-    assert "is the input; choose another file" in capsys.readouterr().err
+    message = tiny.error(convert_main, [str(source), str(source)], capsys)
+    assert "is the input; choose another file" in message
 
 
-def start_words(source: Path | str, *more: str) -> list[str]:
+def start_arguments(source: Path | str, *more: str) -> list[str]:
     """The network is that of the start, without a configuration."""
     return [f"--init_from={source}", "--model.network.backbone.freeze_stages=0", *more]
+
+
+NEW = (
+    "initialized for 2 classes instead of 80: head.class_logits.weight, head.class_logits.bias, "
+    "mask_branch.semantic_logits.weight, mask_branch.semantic_logits.bias"
+)
 
 
 def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,20 +225,12 @@ def test_fine_tuning_with_other_classes(tmp_path: Path, monkeypatch: pytest.Monk
     source = write(tmp_path / "x.pth", foreign.adelaidet(network))
     config = tmp_path / "small.yaml"
     config.write_text("trainer: {precision: 32-true}\n")
-    words = tiny.arguments(data, tmp_path / "runs", *start_words(source))
-    words[0] = f"--config={config}"
+    args = tiny.arguments(data, tmp_path / "runs", *start_arguments(source))
+    args[0] = f"--config={config}"
     log: list[str] = []
     monkeypatch.setattr("condseg.cli.train.rank_zero_info", log.append)
-    main([*words, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
-    assert any(
-        line.startswith(f"started from {source}: ")
-        and line.endswith(
-            "initialized for 2 classes instead of 80: head.class_logits.weight, "
-            "head.class_logits.bias, mask_branch.semantic_logits.weight, "
-            "mask_branch.semantic_logits.bias"
-        )
-        for line in log
-    ), log
+    main([*args, "--trainer.max_steps=2", "--trainer.val_check_interval=2"])
+    assert any(line.startswith(f"started from {source}: ") and line.endswith(NEW) for line in log)
     restored = restore(tmp_path / "runs" / "small" / "version_0" / "checkpoints" / "last.ckpt")
     trained = restored.network
     assert [c.name for c in restored.categories] == ["box", "disc"]
@@ -253,22 +249,20 @@ def test_a_start_that_does_not_fit_is_named(
     source = write(tmp_path / "x.pth", foreign.adelaidet(foreign.small_network()))
     own = tmp_path / "own.yaml"
     own.write_text(f"init_from: {source}")
-    for words, message in (
+    for start, message in (
         (
             [f"--config={own}"],
             "has model.network.backbone.name resnet18, this configuration resnet50",
         ),
         (
-            start_words(source, "--model.network.backbone.style=torchvision"),
+            start_arguments(source, "--model.network.backbone.style=torchvision"),
             "has model.network.backbone.style caffe, this configuration torchvision",
         ),
-        (start_words(tmp_path / "absent.pth"), "absent.pth: no such file; no published model"),
-        (start_words("condinst_r50_3y"), "did you mean condinst_r50_3x? There are "),
+        (start_arguments(tmp_path / "absent.pth"), "absent.pth: no such file; no published model"),
+        (start_arguments("condinst_r50_3y"), "did you mean condinst_r50_3x? There are "),
     ):
-        with pytest.raises(SystemExit) as ended:
-            main([*words, f"--data.root={data}", "--trainer.accelerator=cpu"])
-        assert ended.value.code == 2
-        assert message in capsys.readouterr().err
+        args = [*start, f"--data.root={data}", "--trainer.accelerator=cpu"]
+        assert message in tiny.error(main, args, capsys)
 
 
 def test_the_same_classes_keep_their_classifier(tmp_path: Path) -> None:
