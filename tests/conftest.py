@@ -4,6 +4,7 @@ One thread, also in what tests start: sums are then the same to the last digit i
 """
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -13,3 +14,5 @@ from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 install_import_hook("condseg", "beartype.beartype")
+# In the background of a shell SIGINT is ignored, in this process and in those that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
