@@ -1,9 +1,8 @@
 """The evaluator against pycocotools called directly."""
 
-import io
 import json
 import socket
-from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,13 +11,11 @@ import torch.multiprocessing as mp
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from support.coco import compressed, pycocotools
 
 from condseg.evaluation import CocoEvaluator, to_records
 from condseg.evaluation.coco_eval import KINDS
 from condseg.structures import Category, Detections, ImageInfo
-
-# pycocotools' own decode under NumPy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SIZE = (120, 160)
 CATEGORIES = (Category(3, "cup"), Category(7, "fork"), Category(90, "straw"))
@@ -41,7 +38,6 @@ def box_of(mask):
 
 
 def annotation(number, image, category, mask, crowd=0):
-    code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     x, y, right, bottom = box_of(mask)
     return {
         "id": number,
@@ -50,19 +46,17 @@ def annotation(number, image, category, mask, crowd=0):
         "iscrowd": crowd,
         "area": int(mask.sum()),
         "bbox": [x, y, right - x, bottom - y],
-        "segmentation": {"size": list(SIZE), "counts": code["counts"].decode()},
+        "segmentation": compressed(mask),
     }
 
 
 def detections_of(masks, labels, scores):
-    n = len(masks)
-    order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
-    return Detections(
-        torch.tensor([box_of(masks[i]) for i in order], dtype=torch.float32).reshape(n, 4),
-        torch.tensor([scores[i] for i in order], dtype=torch.float32),
-        torch.tensor([labels[i] for i in order], dtype=torch.int64),
-        torch.from_numpy(np.stack([masks[i] for i in order]) if n else np.zeros((0, *SIZE), bool)),
-    )
+    scores = torch.tensor(scores, dtype=torch.float32)
+    boxes = torch.tensor([box_of(mask) for mask in masks], dtype=torch.float32).reshape(-1, 4)
+    masks = torch.from_numpy(np.array(masks, bool).reshape(-1, *SIZE))
+    order = scores.argsort(descending=True, stable=True)
+    labels = torch.tensor(labels, dtype=torch.int64)
+    return Detections(boxes[order], scores[order], labels[order], masks[order])
 
 
 def info(image):
@@ -89,14 +83,14 @@ def scene(tmp_path_factory):
             labels.append(int(rng.integers(0, 3)))
             scores.append(float(rng.random()))
         detections[image] = detections_of(masks, labels, scores)
-    images = [
-        {"id": i, "file_name": f"{i}.jpg", "height": SIZE[0], "width": SIZE[1]} for i in detections
-    ]
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} | size for i in detections],
+        "annotations": annotations,
+        "categories": [asdict(category) for category in CATEGORIES],
+    }
     file = tmp_path_factory.mktemp("truth") / "instances.json"
-    categories = [{"id": c.id, "name": c.name} for c in CATEGORIES]
-    file.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    )
+    file.write_text(json.dumps(content))
     return file, detections
 
 
@@ -106,19 +100,8 @@ def evaluated(file, detections, categories=CATEGORIES, **options):
     return evaluator, evaluator.compute()
 
 
-def pycocotools(truth_file, results, kind, evaluation_class=COCOeval, limits=None, images=None):
-    with redirect_stdout(io.StringIO()):
-        truth = COCO(str(truth_file))
-        evaluation = evaluation_class(truth, truth.loadRes(results), KINDS[kind])
-        if limits:
-            evaluation.params.maxDets = limits
-        if images:
-            evaluation.params.imgIds = images
-        evaluation.evaluate()
-        evaluation.accumulate()
-        if not limits:
-            evaluation.summarize()
-    return evaluation
+def values(report, kind):
+    return [report.metrics[f"{kind}/{name}"] for name in NAMES]
 
 
 @pytest.mark.parametrize("limit", [100, 200])
@@ -128,8 +111,7 @@ def test_equals_pycocotools_on_the_results_file(scene, tmp_path, kind, limit):
     evaluator, report = evaluated(file, detections, max_detections=limit)
     written = tmp_path / "results.json"
     written.write_text(json.dumps(evaluator.results(kind)))
-    stats = pycocotools(file, str(written), kind).stats
-    assert [report.metrics[f"{kind}/{name}"] for name in NAMES] == stats.tolist()
+    assert values(report, kind) == pycocotools(file, str(written), KINDS[kind]).stats.tolist()
     assert 0.2 < report.metrics[f"{kind}/AP"] < 0.9
     assert (report.images, report.detections, report.notes) == (5, len(evaluator.records), ())
 
@@ -149,7 +131,7 @@ def test_more_than_100_detections_are_evaluated_at_both_limits(scene):
     assert report.metrics["mask/AP@200"] > report.metrics["mask/AP"]
     assert report.metrics["mask/AR@200"] == 1.0
     limits = [1, 10, 100, 200]
-    evaluation = pycocotools(file, evaluator.results("mask"), "mask", limits=limits, images=[5])
+    evaluation = pycocotools(file, evaluator.results("mask"), "segm", limits=limits, images=[5])
     for name, m in (("AP", 2), ("AP@200", 3)):
         precision = evaluation.eval["precision"][:, :, :, 0, m]
         assert report.metrics[f"mask/{name}"] == precision[precision > -1].mean()
@@ -197,11 +179,9 @@ def remove_optional_fields(content):
 
 
 def renumber_categories(content):
-    ids = {3: 1, 7: 2, 90: 3}
-    for entry in content["categories"]:
-        entry["id"] = ids[entry["id"]]
-    for entry in content["annotations"]:
-        entry["category_id"] = ids[entry["category_id"]]
+    for list_, key in (("categories", "id"), ("annotations", "category_id")):
+        for entry in content[list_]:
+            entry[key] = {3: 1, 7: 2, 90: 3}[entry[key]]
 
 
 @pytest.mark.parametrize("change", [remove_optional_fields, renumber_categories])
@@ -241,8 +221,8 @@ def test_objects_outside_a_range_of_visibility_are_ignored(scene, tmp_path, kind
 
     file = changed(scene[0], tmp_path, change)
     evaluator, report = evaluated(file, detections, visibility=(0.2, 0.7))
-    stats = pycocotools(file, evaluator.results(kind), kind, IgnoringOthers).stats
-    assert [report.metrics[f"{kind}/{name}"] for name in NAMES] == stats.tolist()
+    expected = pycocotools(file, evaluator.results(kind), KINDS[kind], IgnoringOthers)
+    assert values(report, kind) == expected.stats.tolist()
     anns = [a for a in json.loads(file.read_text())["annotations"] if not a["iscrowd"]]
     count = sum(0.2 <= a["visibility"] <= 0.7 for a in anns)
     assert 0 < count < len(anns) == 23
@@ -269,8 +249,7 @@ def test_invalid_visibility(scene):
 def test_errors_name_the_file_and_the_image(scene, image, size, message):
     file, detections = scene
     evaluator, _ = evaluated(file, {5: detections[5]})
-    none = torch.zeros(0)
-    empty = Detections(none.reshape(0, 4), none, none.long(), torch.zeros(0, *size) > 0)
+    empty = replace(detections_of([], [], []), masks=torch.zeros(0, *size) > 0)
     with pytest.raises(ValueError, match=message):
         evaluator.update([info(image)], [empty])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,6 +18,12 @@ CATEGORIES = [{"id": 3, "name": "box"}, {"id": 7, "name": "disc"}]
 
 def square(x, y, side):
     return [x, y, x + side, y, x + side, y + side, x, y + side]
+
+
+def compressed(mask):
+    """An array (H, W) as compressed RLE of a json."""
+    code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode()}
 
 
 class CocoSet:
