@@ -3,16 +3,10 @@
 import pytest
 
 from condseg.data.annotations import BOX_ONLY, read_annotations
-from condseg.data.categories import read_categories
 from condseg.data.datamodule import DataModule
 from condseg.data.dataset import CocoDataset
-from condseg.structures import Category
 
 CROWD = {"size": [40, 60], "counts": [0, 400, 2000]}
-
-
-def test_categories_without_a_dataset(coco_set):
-    assert read_categories(coco_set().json) == (Category(3, "box"), Category(7, "disc"))
 
 
 def annotation(number=3, **change):
@@ -74,12 +68,6 @@ def test_files_that_are_no_coco_json(tmp_path, content):
         CocoDataset(file, tmp_path)
 
 
-def test_boxes_slightly_outside_are_counted(coco_set):
-    coco = coco_set()
-    annotation(0, bbox=[-2, 3, 9, 6])(coco.content)
-    assert coco.open().counts["objects partly outside the image, clipped"] == 1
-
-
 def test_crowds_are_counted_but_no_targets(coco_set):
     coco = coco_set()
     coco.add(100, CROWD, [0, 0, 10, 40], iscrowd=1)
@@ -96,41 +84,25 @@ def test_missing_images_are_listed(coco_set):
         coco.open()
 
 
-# What supervision reads
-
-
-def test_boxes_need_no_segmentation(coco_set):
-    coco = coco_set()
-    for entry in coco.content["annotations"]:
-        del entry["segmentation"]
-    dataset = coco.open(supervision="boxes")
-    targets = dataset[1].targets
-    assert targets.boxes.tolist() == [[2, 3, 8, 9], [11, 3, 19, 11]]
-    assert targets.labels.tolist() == [1, 0]
-    assert targets.masks.shape == (2, 60, 40)
-    assert targets.has_mask.tolist() == [False, False]
-    assert f"6 {BOX_ONLY}" in dataset.summary()
-
-
-def test_boxes_are_read_even_if_there_are_segmentations(coco_set):
-    coco = coco_set()
-    annotation(0, bbox=[1, 1, 4, 5])(coco.content)
-    targets = coco.open(supervision="boxes")[0].targets
-    assert targets.boxes[0].tolist() == [1, 1, 5, 6]
-    assert not targets.has_mask.any()
+BOXES = [[2, 3, 8, 9], [11, 3, 19, 11]]
 
 
 @pytest.mark.parametrize("missing", [None, [], "absent"])
-def test_mixed_reads_masks_where_there_are_some(coco_set, missing):
+@pytest.mark.parametrize("supervision", ["boxes", "mixed"])
+def test_boxes_where_no_mask_is_read(coco_set, supervision, missing):
+    """boxes reads no segmentation, mixed those that are there."""
     coco = coco_set()
     annotation(0, segmentation=missing)(coco.content)
     if missing == "absent":
         del coco.content["annotations"][0]["segmentation"]
-    targets = coco.open(supervision="mixed")[0].targets
-    assert targets.has_mask.tolist() == [False, True]
-    assert targets.boxes.tolist() == [[2, 3, 8, 9], [11, 3, 19, 11]]
+    dataset = coco.open(supervision=supervision)
+    targets, mixed = dataset[0].targets, supervision == "mixed"
+    assert targets.boxes.tolist() == BOXES
     assert targets.labels.tolist() == [1, 0]
-    assert targets.masks.sum(dim=(1, 2)).tolist() == [0, 64]
+    assert targets.has_mask.tolist() == [False, mixed]
+    assert targets.masks.sum(dim=(1, 2)).tolist() == [0, 64 * mixed]
+    assert targets.masks.shape == (2, 40, 60)
+    assert f"{1 if mixed else 6} {BOX_ONLY}" in dataset.summary()
 
 
 @pytest.mark.parametrize("supervision", ["boxes", "mixed"])
@@ -155,7 +127,9 @@ def test_boxes_are_clipped_and_empty_ones_counted(coco_set):
     coco = coco_set()
     annotation(0, bbox=[-4, 3, 10, 90])(coco.content)
     annotation(1, bbox=[5, 5, 0, 7])(coco.content)
-    dataset = coco.open(supervision="boxes")
+    for supervision in ("masks", "boxes"):
+        dataset = coco.open(supervision=supervision)
+        assert dataset.counts["objects partly outside the image, clipped"] == 1
     assert dataset[0].targets.boxes.tolist() == [[0, 3, 6, 40]]
     assert dataset[0].targets.labels.tolist() == [1]
     assert "1 objects with an empty box, skipped" in dataset.summary()
@@ -173,12 +147,10 @@ def test_mask_fraction_is_a_part_of_the_images(coco_set):
         assert all(len(image.boxes) in (0, 2) for image in images)
         return {image.image_id for image in images if not image.boxes}
 
-    fifth, half = with_masks(0.2), with_masks(0.5)
-    assert with_masks(0.0) == set()
-    assert len(with_masks(1.0)) == 200
-    assert fifth < half
-    assert len(fifth) == pytest.approx(40, abs=15)
-    assert len(half) == pytest.approx(100, abs=20)
+    none, fifth, half, whole = map(with_masks, (0.0, 0.2, 0.5, 1.0))
+    assert none < fifth < half < whole
+    for images, count in ((none, 0), (fifth, 40), (half, 100), (whole, 200)):
+        assert len(images) == pytest.approx(count, abs=count % 200 / 5)
     coco.content["images"].reverse()
     assert with_masks(0.2) == fifth
 

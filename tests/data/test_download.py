@@ -4,9 +4,11 @@ import hashlib
 import io
 import os
 import zipfile
+from dataclasses import replace
 
 import pytest
 from support.loopback import serving
+from support.tiny import error
 
 from condseg.cli.download import main
 from condseg.data import download as module
@@ -32,14 +34,9 @@ ZIP = zipped("val2017", CONTENT)
 
 
 def archive_of(content, **change):
-    values = {
-        "path": "zips/val2017.zip",
-        "size": len(content),
-        "md5": hashlib.md5(content).hexdigest(),
-        "unpacked": 300_000,
-        "holds": "val2017",
-    }
-    return Archive(**values | change)
+    md5 = hashlib.md5(content).hexdigest()
+    archive = Archive("zips/val2017.zip", len(content), md5, 300_000, "val2017")
+    return replace(archive, **change)
 
 
 def check_in_place(folder):
@@ -84,40 +81,26 @@ def test_a_part_of_any_size(tmp_path, server, size, kind):
     check_in_place(tmp_path)
 
 
-def test_a_wrong_size_is_seen_before_the_download(tmp_path, server):
-    server.files["/zips/val2017.zip"] = ZIP + b"more"
-    with pytest.raises(DownloadError, match=f"has {len(ZIP) + 4} bytes, expected {len(ZIP)}"):
-        download(tmp_path, [archive_of(ZIP)], server.url)
-    assert not (tmp_path / "val2017").exists()
+WRONG_CRC = ZIP[:100_000] + bytes([ZIP[100_000] ^ 1]) + ZIP[100_001:]  # in a.bin
+OTHER = zipped("other", CONTENT)
 
 
-def test_a_wrong_checksum(tmp_path, server):
-    server.files["/zips/val2017.zip"] = ZIP[:-1] + b"?"
-    with pytest.raises(DownloadError, match="MD5"):
-        download(tmp_path, [archive_of(ZIP)], server.url)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_zip_with_a_wrong_crc_leaves_nothing_behind(tmp_path, server):
-    broken = bytearray(ZIP)
-    broken[100_000] ^= 1  # in the stored bytes of a.bin
-    server.files["/zips/val2017.zip"] = bytes(broken)
-    with pytest.raises(DownloadError, match=r"cannot be unpacked .*CRC"):
-        download(tmp_path, [archive_of(bytes(broken))], server.url)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("content", [b"no zip", zipped("other", CONTENT)])
-def test_a_file_that_is_not_the_archive(tmp_path, server, content):
-    server.files["/zips/val2017.zip"] = content
-    with pytest.raises(DownloadError, match="cannot be unpacked"):
-        download(tmp_path, [archive_of(content)], server.url)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_such_file(tmp_path, server):
-    with pytest.raises(DownloadError, match=r"val2017\.zip: the server answers 404"):
-        download(tmp_path, [archive_of(ZIP)], server.url)
+@pytest.mark.parametrize(
+    ("sent", "expected", "message"),
+    [
+        (ZIP + b"more", ZIP, f"has {len(ZIP) + 4} bytes, expected {len(ZIP)}"),
+        (ZIP[:-1] + b"?", ZIP, "MD5"),
+        (WRONG_CRC, WRONG_CRC, r"cannot be unpacked .*CRC"),
+        (b"no zip", b"no zip", "cannot be unpacked"),
+        (OTHER, OTHER, "cannot be unpacked"),
+    ],
+    ids=["size", "checksum", "CRC", "no zip", "other zip"],
+)
+def test_a_wrong_file_leaves_nothing_behind(tmp_path, server, sent, expected, message):
+    server.files["/zips/val2017.zip"] = sent
+    with pytest.raises(DownloadError, match=message):
+        download(tmp_path, [archive_of(expected)], server.url)
+    assert not any(path.is_dir() or path.stat().st_size for path in tmp_path.iterdir())
 
 
 def test_no_server(tmp_path):
@@ -141,9 +124,8 @@ def test_the_disk_is_checked_first(tmp_path, server, monkeypatch, keep):
     assert server.asked == []
     server.files["/zips/val2017.zip"] = ZIP
     server.files["/zips/train2017.zip"] = zipped("train2017", CONTENT)
-    archives[1] = archive_of(
-        server.files["/zips/train2017.zip"], path="zips/train2017.zip", holds="train2017"
-    )
+    md5 = hashlib.md5(server.files["/zips/train2017.zip"]).hexdigest()
+    archives[1] = replace(archives[1], size=len(server.files["/zips/train2017.zip"]), md5=md5)
     free(2 * peak)
     download(tmp_path, archives, server.url, keep_archives=keep)
     assert (tmp_path / "val2017.zip").exists() == keep
@@ -153,12 +135,8 @@ def test_the_disk_is_checked_first(tmp_path, server, monkeypatch, keep):
 def test_the_command(tmp_path, server, capsys):
     """A mirror without the file: one line and code 2."""
     args = ["--folder", str(tmp_path), "--base-url", server.url, "--only", "annotations"]
-    with pytest.raises(SystemExit) as stop:
-        main(args)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "\nerror: " in f"\n{error}"
-    assert "annotations_trainval2017.zip: the server answers 404" in error
+    message = "annotations_trainval2017.zip: the server answers 404"
+    assert message in error(main, args, capsys)
 
 
 def test_the_archives_of_coco_2017():

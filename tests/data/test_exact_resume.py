@@ -1,7 +1,8 @@
 """A run that is interrupted anywhere continues with exactly the batches it would have seen."""
 
 import hashlib
-from types import SimpleNamespace
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -12,14 +13,21 @@ from support.coco import CocoSet
 from condseg.data import datamodule
 from condseg.data.datamodule import DataModule
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore:.*GPU available but not used"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*is smaller than the logging interval",
+    "ignore:.*GPU available but not used",
+    "ignore:.*isinstance.treespec, LeafSpec",
+    "ignore:The dirpath has changed",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+DATA = {
+    "short_sides": (10, 19),
+    "short_side_sampling": "range",
+    "max_long_side": 32,
+    "val_short_side": 16,
+    "supervision": "mixed",
+}
 EPOCH = 3  # steps: 10 images in batches of 3
 STEPS = 11
 
@@ -65,13 +73,9 @@ def root(tmp_path_factory):
 
 def run(root, folder, workers=0, ckpt_path=None, break_before=None, every=1, **options):
     """Trains; returns what the steps saw and the path of the last checkpoint."""
+    at = {"every_n_train_steps": every} if every else {"every_n_epochs": 1}
     saver = ModelCheckpoint(
-        folder,
-        filename="{step}",
-        save_top_k=-1,
-        every_n_train_steps=every,
-        every_n_epochs=None if every else 1,
-        save_on_train_epoch_end=None if every else True,
+        folder, filename="{step}", save_top_k=-1, save_on_train_epoch_end=not every or None, **at
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -83,23 +87,11 @@ def run(root, folder, workers=0, ckpt_path=None, break_before=None, every=1, **o
         num_sanity_val_steps=0,
         **{"max_steps": STEPS, "max_epochs": -1} | options,
     )
-    data = DataModule(
-        str(root),
-        batch_size=3,
-        workers=workers,
-        short_sides=(10, 19),
-        short_side_sampling="range",
-        max_long_side=32,
-        val_short_side=16,
-        crop=0.2,
-        supervision="mixed",
-    )
+    data = DataModule(str(root), batch_size=3, workers=workers, crop=0.2, **DATA)
     recorder = Recorder(break_before)
-    if break_before is None:
+    interrupted = pytest.raises(InterruptionError) if break_before else nullcontext()
+    with interrupted:
         trainer.fit(recorder, data, ckpt_path=ckpt_path)
-    else:
-        with pytest.raises(InterruptionError):
-            trainer.fit(recorder, data, ckpt_path=ckpt_path)
     return recorder.seen, saver.best_model_path or None
 
 
@@ -182,33 +174,27 @@ def test_other_data_than_before(root, tmp_path):
 
 def trainer_of(rank, world_size, processed=0):
     """What the data module reads of a trainer: the process and the number of batches trained."""
-    total = SimpleNamespace(processed=processed)
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
-    return SimpleNamespace(
-        fit_loop=SimpleNamespace(epoch_loop=progress),
-        global_rank=rank,
-        world_size=world_size,
-        overfit_batches=0,
-    )
+    trainer = Mock(global_rank=rank, world_size=world_size, overfit_batches=0)
+    trainer.fit_loop.epoch_loop.batch_progress.total.processed = processed
+    return trainer
 
 
 def seen_by(root, trainer):
-    options = {"short_sides": (10, 19), "short_side_sampling": "range", "val_short_side": 16}
-    options |= {"supervision": "mixed", "max_long_side": 32, "workers": 0}
-    data = DataModule(str(root), batch_size=4, **options)
+    data = DataModule(str(root), batch_size=4, workers=0, **DATA)
     data.trainer = trainer
     train = [[(i.image_id, i.size) for i in batch.infos] for batch in data.train_dataloader()]
-    val = [info.image_id for batch in data.val_dataloader() for info in batch.infos]
-    return train, val
+    return train, [info.image_id for batch in data.val_dataloader() for info in batch.infos]
 
 
 @pytest.mark.parametrize("processed", [0, 4])
 def test_processes_together_see_what_one_sees(root, processed):
     train, val = seen_by(root, trainer_of(0, 1, processed))
-    parts = [seen_by(root, trainer_of(rank, 2, processed)) for rank in range(2)]
-    for step, batch in enumerate(train):
-        assert sorted(parts[0][0][step] + parts[1][0][step]) == sorted(batch)
-    assert sorted(parts[0][1] + parts[1][1]) == val == [100, 101, 102]
+    (one, val_one), (two, val_two) = (
+        seen_by(root, trainer_of(rank, 2, processed)) for rank in range(2)
+    )
+    for batch, part, other in zip(train, one, two, strict=True):
+        assert sorted(part + other) == sorted(batch)
+    assert sorted(val_one + val_two) == val == [100, 101, 102]
 
 
 def test_more_processes_than_validation_images(root):

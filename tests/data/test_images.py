@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,41 +13,29 @@ def saved(tmp_path, image, name, **options):
     return tmp_path / name
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
-def test_colour_modes_agree(tmp_path, mode):
-    image = Image.new("RGB", (5, 4), RED).convert(mode, palette=Image.Palette.ADAPTIVE)
-    if mode == "CMYK":
-        path, slack = saved(tmp_path, image, "a.jpg", quality=95), 6
-    else:
-        path, slack = saved(tmp_path, image, "a.png"), 0
-    read = read_image(path)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L", "1", "LA"])
+def test_modes_agree(tmp_path, mode):
+    color = (255, 255, 255) if mode in ("L", "1", "LA") else RED
+    image = Image.new("RGB", (5, 4), color).convert(mode, palette=Image.Palette.ADAPTIVE)
+    name, tolerance = ("a.jpg", 6) if mode == "CMYK" else ("a.png", 0)
+    read = read_image(saved(tmp_path, image, name))
     assert read.shape == (4, 5, 3)
     assert read.dtype == np.uint8
-    assert np.abs(read.astype(int) - RED).max() <= slack
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "LA"])
-def test_grey_has_three_equal_channels(tmp_path, mode):
-    read = read_image(saved(tmp_path, Image.new("L", (5, 4), 255).convert(mode), "a.png"))
-    assert read.shape == (4, 5, 3)
-    assert (read == 255).all()
+    assert np.abs(read.astype(int) - color).max() <= tolerance
 
 
 def test_transparency_is_blended_with_white(tmp_path):
-    rgba = Image.new("RGBA", (2, 1), (*RED, 255))
-    rgba.putpixel((1, 0), (0, 0, 0, 0))
-    grey = Image.new("LA", (2, 1), (90, 255))
-    grey.putpixel((1, 0), (0, 0))
-    palette = Image.new("P", (2, 1), 0)
-    palette.putpalette([*RED, 0, 0, 0])
-    palette.putpixel((1, 0), 1)
-    for image, colour, options in (
-        (rgba, RED, {}),
-        (grey, (90, 90, 90), {}),
-        (palette, RED, {"transparency": 1}),
+    for mode, opaque, transparent, color, options in (
+        ("RGBA", (*RED, 255), (0, 0, 0, 0), RED, {}),
+        ("LA", (90, 255), (0, 0), (90, 90, 90), {}),
+        ("P", 0, 1, RED, {"transparency": 1}),
     ):
+        image = Image.new(mode, (2, 1), opaque)
+        if mode == "P":
+            image.putpalette([*RED, 0, 0, 0])
+        image.putpixel((1, 0), transparent)
         read = read_image(saved(tmp_path, image, "a.png", **options))
-        assert read.tolist() == [[list(colour), [255, 255, 255]]]
+        assert read.tolist() == [[list(color), [255, 255, 255]]]
 
 
 @pytest.mark.parametrize(("brightest", "full"), [(200, 255), (4000, 4095), (65000, 65535)])
@@ -59,8 +48,6 @@ def test_16_bit_grey_is_scaled_by_its_depth(tmp_path, brightest, full, suffix):
 
 
 def test_16_bit_colour_keeps_the_upper_8_bits(tmp_path):
-    import cv2
-
     pixels = np.array([[[0x1234, 0xABCD, 0xFFFF]]], dtype=np.uint16)  # blue, green, red
     assert cv2.imwrite(str(tmp_path / "a.png"), pixels)
     assert read_image(tmp_path / "a.png").tolist() == [[[0xFF, 0xAB, 0x12]]]
@@ -74,16 +61,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif[0x0112] = orientation
     path = saved(tmp_path, Image.fromarray(pixels), "a.jpg", exif=exif, quality=95)
     read = read_image(path)
-    rotated = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.transpose(1, 0, 2),
-        6: np.rot90(pixels, -1),
-        7: pixels[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(pixels),
-    }[orientation]
+    rotated = pixels.transpose(1, 0, 2) if orientation > 4 else pixels
+    rotated = rotated[:, ::-1] if orientation in (2, 3, 6, 7) else rotated
+    rotated = rotated[::-1] if orientation in (3, 4, 7, 8) else rotated
     assert read.shape == rotated.shape
     assert np.abs(read.astype(int) - rotated).max() < 20
     assert read_image(path, upright=False).shape == pixels.shape

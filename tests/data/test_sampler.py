@@ -52,7 +52,7 @@ def test_groups_share_a_batch_only_in_the_rest():
     mixed = [len(np.unique(groups[batch])) > 1 for batch in batches]
     assert sum(mixed) <= 1
     # The groups are spread over the epoch.
-    first = np.array([groups[batch[0]] for batch in batches])
+    first = groups[batches[:, 0]]
     assert 0 < first[:6].sum() < 6 or 0 < first[6:].sum() < 6
 
 

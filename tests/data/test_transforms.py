@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -51,20 +53,13 @@ def test_a_key_determines_everything():
 def test_scale_and_mirroring_are_independent():
     image = np.zeros((40, 40, 3), dtype=np.uint8)
     image[:, :10] = 255
-    transform, seen = train_transform((20, 24), 99), set()
-    for key in range(64):
-        seed_transform(transform, key)
-        result = transform(image=image)["image"]
-        seen.add((result.shape[0], bool(result[0, 0, 0])))
-    assert len(seen) == 4
-
-
-def test_range_draws_all_lengths():
-    transform, seen = train_transform((20, 24), 99, "range", "none"), set()
-    for key in range(64):
-        seed_transform(transform, key)
-        seen.add(transform(image=np.zeros((40, 60, 3), dtype=np.uint8))["image"].shape[0])
-    assert seen == {20, 21, 22, 23, 24}
+    for sampling, lengths in (("choice", (20, 24)), ("range", range(20, 25))):
+        transform, seen = train_transform((20, 24), 99, sampling), set()
+        for key in range(96):
+            seed_transform(transform, key)
+            result = transform(image=image)["image"]
+            seen.add((result.shape[0], bool(result[0, 0, 0])))
+        assert seen == set(product(lengths, (False, True)))
 
 
 @pytest.mark.parametrize(
