@@ -14,13 +14,11 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in ("passed", "failed", "skipped", "error"):
         for report in terminalreporter.stats.get(outcome, []):
-            match = CASE.search(getattr(report, "nodeid", ""))
-            if match:
+            if match := CASE.search(getattr(report, "nodeid", "")):
                 counts[match["file"]][outcome] += 1
-    if not counts:
-        return
-    total = sum(sum(c.values()) for c in counts.values())
-    terminalreporter.section(f"golden vectors: {total} cases of {len(counts)} files")
+    if counts:
+        total = sum(map(Counter.total, counts.values()))
+        terminalreporter.section(f"golden vectors: {total} cases of {len(counts)} files")
     for file, outcomes in sorted(counts.items()):
         what = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items())
         terminalreporter.write_line(f"{file}: {what}")

@@ -1,32 +1,15 @@
-"""Handlers of the vectors of the detector: FCOS, masks, CondInst, BoxInst.
-
-Above 300 lines: the handlers share the builders of targets and predictions.
-"""
+"""Golden handlers of the detector's parts: FCOS, masks, BoxInst."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import torch
-from pycocotools.mask import decode
 from studies.published import published_form
 from torch import Tensor
 from torchvision.ops import batched_nms
 from vectors import Case, handles
 
-from condseg.models import (
-    CondInst,
-    Criterion,
-    DynamicMaskHead,
-    FCOSLoss,
-    MaskBranch,
-    MaskLoss,
-    PostProcess,
-    SemanticLoss,
-)
+from condseg.models import DynamicMaskHead, FCOSLoss, MaskBranch, PostProcess, SemanticLoss
 from condseg.ops import boxinst
 from condseg.ops.boxes import centerness
 from condseg.ops.locations import pyramid_locations
@@ -34,46 +17,38 @@ from condseg.ops.losses import dice_loss
 from condseg.ops.masks import aligned_upsample, sample_at_stride
 from condseg.structures import (
     Assignment,
-    Batch,
     DensePredictions,
     FCOSPredictions,
-    ImageInfo,
     Locations,
     MaskQueries,
+    Size,
     Targets,
 )
-from condseg.zoo.adelaidet import convert_adelaidet
-from condseg.zoo.checkpoint import RECIPE, restore_content
-from condseg.zoo.pretrained import convert
 
 BOTH = {True, False}
-BOXINST_STEPS = 5000
-"""Steps of the pairwise loss's warm-up, of 10,000, in the vectors of whole networks."""
 
 
-def unpack(bits: Tensor, width: int) -> Tensor:
-    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1))[..., :width].bool()
-
-
-def read_targets(case: Case, count: int, size: tuple[int, int]) -> list[Targets]:
-    """Boxes, classes and masks of each image; missing masks are empty."""
+def read_targets(case: Case, count: int, size: Size, prefix: str = "") -> list[Targets]:
+    """Boxes, classes and bit-packed masks of each image; what is not stored is zero."""
     targets = []
     for j in range(count):
-        labels = case.inputs[f"classes_{j}"]
-        if f"masks_{j}" in case.inputs:
-            masks = unpack(case.inputs[f"masks_{j}"], size[1])
-        else:
-            masks = torch.zeros(len(labels), *size, dtype=torch.bool)
-        targets.append(Targets(case.inputs[f"boxes_{j}"], labels, masks))
+        labels = case.inputs.get(f"{prefix}classes_{j}", torch.zeros(0, dtype=torch.long))
+        boxes = case.inputs.get(f"{prefix}boxes_{j}", torch.zeros(len(labels), 4))
+        masks = torch.zeros(len(labels), *size, dtype=torch.bool)
+        if f"{prefix}masks_{j}" in case.inputs:
+            bits = np.unpackbits(case.inputs[f"{prefix}masks_{j}"].numpy(), axis=-1)
+            known = torch.from_numpy(bits)[..., : size[1]].bool()
+            masks[:, : known.shape[1], : known.shape[2]] = known
+        targets.append(Targets(boxes, labels, masks))
     return targets
 
 
-def level_images_rows(flat: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+def level_images_rows(flat: Tensor, sizes: list[Size]) -> Tensor:
     """(B, L, ...) to the reference's order: level, then image, then location."""
     return torch.cat([part.flatten(0, 1) for part in flat.split([h * w for h, w in sizes], dim=1)])
 
 
-def pyramid(case: Case) -> tuple[list[tuple[int, int]], Locations]:
+def pyramid(case: Case) -> tuple[list[Size], Locations]:
     """The level sizes and locations of a case."""
     sizes = [(h, w) for h, w in case.args["level_hw"]]
     ranges = None
@@ -83,98 +58,67 @@ def pyramid(case: Case) -> tuple[list[tuple[int, int]], Locations]:
     return sizes, pyramid_locations(sizes, case.args["strides"], sizes_of_interest=ranges)
 
 
-def dense_predictions(
-    case: Case, sizes: list[tuple[int, int]]
-) -> tuple[FCOSPredictions, dict[str, Tensor]]:
-    raw = {
-        f"{kind}_{i}": case.inputs[f"{kind}_{i}"].clone().requires_grad_()
-        for i in range(len(sizes))
-        for kind in ("logits", "reg", "ctr")
-    }
+def dense_predictions(case: Case, sizes: list[Size]) -> tuple[FCOSPredictions, dict[str, Tensor]]:
+    """The predictions, and the maps by the names of the inputs."""
+    levels = range(len(sizes))
+    raw = case.leaves(*(f"{kind}_{i}" for i in levels for kind in ("logits", "reg", "ctr")))
 
     def flat(kind: str) -> Tensor:
-        maps = [raw[f"{kind}_{i}"].flatten(2) for i in range(len(sizes))]
-        return torch.cat(maps, dim=2).transpose(1, 2)
+        return torch.cat([raw[f"{kind}_{i}"].flatten(2) for i in levels], 2).transpose(1, 2)
 
-    batch = len(raw["logits_0"])
-    features = [torch.zeros(batch, 1, h, w) for h, w in sizes]
+    features = [torch.zeros(len(raw["logits_0"]), 1, h, w) for h, w in sizes]
     return FCOSPredictions(flat("logits"), flat("reg"), features, flat("ctr").squeeze(2)), raw
 
 
-def check_gradients_or_norms(case: Case, objective: Tensor, tensors: dict[str, Tensor]) -> None:
-    names = [n for n in tensors if n in case.grad_in or n in case.grad_norm]
-    grads = torch.autograd.grad(objective, [tensors[n] for n in names], allow_unused=True)
-    for name, grad in zip(names, grads, strict=True):
-        grad = torch.zeros_like(tensors[name]) if grad is None else grad
-        if name in case.grad_in:
-            case.check(f"grad_in.{name}", grad, rel=1e-4)
-        if name in case.grad_norm:
-            case.check(f"grad_norm.{name}", grad.norm(), rel=1e-4)
+QUALITIES = {"ctrness": "centerness", "iou": "iou"}
+NORMALIZERS = {"fg": "positives", "moving_fg": "moving_positives", "all": "locations"}
 
 
 @handles(
     "fcos_targets_and_losses",
-    options={
-        "padded_hw": None,
-        "num_classes": None,
-        "n_images": None,
-        "level_hw": None,
-        "strides": None,
-        "box_quality": {"ctrness", "iou"},
-        "loc_loss_type": {"giou", "linear_iou", "iou"},
-        "cls_normalizer": {"fg", "moving_fg", "all"},
-        "pos_radius": None,
-        "center_sample": BOTH,
-        "center_from_masks": BOTH,
-        "sizes_of_interest": None,
-        "focal_alpha": None,
-        "focal_gamma": None,
-    },
     recorded={"gt_kinds", "losses", "num_pos"},
+    box_quality=set(QUALITIES),
+    loc_loss_type={"giou", "linear_iou", "iou"},
+    cls_normalizer=set(NORMALIZERS),
+    center_sample=BOTH,
+    center_from_masks=BOTH,
 )
 def fcos_targets_and_losses(case: Case) -> None:
-    args = case.args
+    args, quality = case.args, case.args["box_quality"]
     sizes, locations = pyramid(case)
-    padded = tuple(args["padded_hw"])
-    targets = read_targets(case, args["n_images"], (padded[0], padded[1]))
-    radius = args["pos_radius"]
-    radius = radius if args["center_sample"] else None
-    assign = FCOSLoss(radius=radius, center_from_masks=args["center_from_masks"]).assign
-    assignment = assign(locations, targets, args["num_classes"])
-    check_assignment(case, assignment, targets, sizes, locations)
+    targets = read_targets(case, args["n_images"], tuple(args["padded_hw"]))
+    radius = {True: args["pos_radius"], False: None}
     head, raw = dense_predictions(case, sizes)
-    names = {"fg": "positives", "moving_fg": "moving_positives", "all": "locations"}
     losses = {}
-    for quality in (
-        {args["box_quality"], "iou"} if "loss_fcos_iou" in case.out else {args["box_quality"]}
-    ):
+    for each in {quality, "iou"} if "loss_fcos_iou" in case.out else {quality}:
         loss = FCOSLoss(
+            radius=radius[args["center_sample"]],
+            center_from_masks=args["center_from_masks"],
             alpha=args["focal_alpha"],
             gamma=args["focal_gamma"],
             box_loss=args["loc_loss_type"],
-            box_quality="iou" if quality == "iou" else "centerness",
-            class_normalizer=names[args["cls_normalizer"]],
+            box_quality=QUALITIES[each],
+            class_normalizer=NORMALIZERS[args["cls_normalizer"]],
         )
-        losses[quality] = loss.losses(head, assignment)
-    main = losses[args["box_quality"]]
-    case.check("out.loss_fcos_cls", main["loss_cls"], rel=1e-5)
-    case.check("out.loss_fcos_loc", main["loss_box"], rel=1e-5)
-    for quality, name in (("ctrness", "loss_fcos_ctr"), ("iou", "loss_fcos_iou")):
+        assignment = loss.assign(locations, targets, args["num_classes"])
+        losses[each] = loss.losses(head, assignment)
+    check_assignment(case, assignment, targets, sizes, locations)
+    case.check("out.loss_fcos_cls", losses[quality]["loss_cls"], rel=1e-5)
+    case.check("out.loss_fcos_loc", losses[quality]["loss_box"], rel=1e-5)
+    for each, name in (("ctrness", "loss_fcos_ctr"), ("iou", "loss_fcos_iou")):
         if name in case.out:
-            case.check(f"out.{name}", losses[quality]["loss_centerness"], rel=1e-5)
-    objective = torch.stack(list(main.values())).sum()
-    check_gradients_or_norms(case, objective, raw)
+            case.check(f"out.{name}", losses[each]["loss_centerness"], rel=1e-5)
+    case.check_gradients(torch.stack(list(losses[quality].values())).sum(), raw)
 
 
 def check_assignment(
     case: Case,
     assignment: Assignment,
     targets: list[Targets],
-    sizes: list[tuple[int, int]],
+    sizes: list[Size],
     locations: Locations,
 ) -> None:
-    labels = level_images_rows(assignment.labels, sizes)
-    case.check("out.labels", labels)
+    case.check("out.labels", level_images_rows(assignment.labels, sizes))
     positive = level_images_rows(assignment.instance >= 0, sizes)
     case.check("out.num_pos", positive.sum())
     case.check("out.pos_inds", positive.nonzero().squeeze(1))
@@ -195,17 +139,8 @@ def check_assignment(
 
 @handles(
     "fcos_inference",
-    options={
-        "level_hw": None,
-        "num_classes": None,
-        "strides": None,
-        "score_thresh": None,
-        "thresh_with_ctr": BOTH,
-        "nms_thresh": None,
-        "pre_nms_topk": None,
-        "post_nms_topk": None,
-    },
     recorded={"padded_hw", "image_sizes", "n_dets", "same_in_float64"},
+    thresh_with_ctr=BOTH,
 )
 def fcos_inference(case: Case) -> None:
     args = case.args
@@ -233,38 +168,21 @@ def fcos_inference(case: Case) -> None:
         case.check(f"out.top_feat_{j}", top[j, found.locations])
 
 
-@handles("ml_nms", options={"nms_thresh": None})
+@handles("ml_nms")
 def ml_nms(case: Case) -> None:
     boxes, scores, classes = (case.inputs[name] for name in ("boxes", "scores", "classes"))
     case.check("out.keep", batched_nms(boxes, scores, classes, case.args["nms_thresh"]))
 
 
-@handles("aligned_bilinear", options={"factor": None})
+@handles("aligned_bilinear")
 def aligned_bilinear(case: Case) -> None:
-    x = case.inputs["x"].clone().requires_grad_()
-    y = aligned_upsample(x, case.args["factor"])
+    inputs = case.leaves("x")
+    y = aligned_upsample(inputs["x"], case.args["factor"])
     case.check("out.y", y, rel=1e-5)
-    case.check_gradients((y * case.inputs["cot"]).sum(), {"x": x}, {}, rel=1e-4)
+    case.check_gradients((y * case.inputs["cot"]).sum(), inputs)
 
 
-@handles(
-    "dynamic_mask_head",
-    options={
-        "n_inst": None,
-        "n_images": None,
-        "in_channels": None,
-        "channels": None,
-        "num_layers": None,
-        "disable_rel_coords": BOTH,
-        "mask_feat_stride": None,
-        "mask_out_stride": None,
-        "num_gen_params": None,
-        "weight_nums": None,
-        "bias_nums": None,
-        "sizes_of_interest": None,
-    },
-    recorded={"feat_hw"},
-)
+@handles("dynamic_mask_head", recorded={"feat_hw"}, disable_rel_coords=BOTH)
 def dynamic_mask_head(case: Case) -> None:
     args = case.args
     shape = (len(case.inputs["params"]), len(case.inputs["mask_feats"]))
@@ -281,8 +199,8 @@ def dynamic_mask_head(case: Case) -> None:
     for head in (fast, published_form(fast)):
         assert head.num_params == args["num_gen_params"]
         assert (head.weight_counts, head.bias_counts) == (args["weight_nums"], args["bias_nums"])
-        features = case.inputs["mask_feats"].clone().requires_grad_()
-        params = case.inputs["params"].clone().requires_grad_()
+        inputs = case.leaves("mask_feats", "params")
+        features, params = inputs.values()
         images = case.inputs["im_inds"].long()
         queries = MaskQueries(params, case.inputs["locations"].float(), sizes, images)
         logits = head(features, queries)
@@ -291,16 +209,11 @@ def dynamic_mask_head(case: Case) -> None:
             if f"weight{layer}" in case.out:
                 case.check(f"out.weight{layer}", weight)
                 case.check(f"out.bias{layer}", bias)
-        inputs = {"mask_feats": features, "params": params}
-        objective = (logits[:, None] * case.inputs["cot"]).sum()
-        gradients = torch.autograd.grad(objective, [features, params], retain_graph=True)
+        case.check_gradients((logits[:, None] * case.inputs["cot"]).sum(), inputs)
         dice = dice_loss(logits.sigmoid(), case.inputs["gt_masks"][:, 0])
         case.check("out.dice_per_instance", dice, rel=1e-5)
         case.check("out.loss_mask", dice.mean(), rel=1e-5)
-        of_dice = torch.autograd.grad(dice.mean(), [features, params])
-        for name, gradient, dice_gradient in zip(inputs, gradients, of_dice, strict=True):
-            case.check(f"grad_in.{name}", gradient, rel=1e-4)
-            case.check(f"grad_dice.{name}", dice_gradient, rel=1e-4)
+        case.check_gradients(dice.mean(), inputs, ["grad_dice"])
 
 
 RENAMED = {"seg_head": "semantic_tower", "logits": "semantic_logits"}
@@ -313,95 +226,54 @@ def our_name(name: str) -> str:
 
 @handles(
     "mask_branch",
-    options={
-        "feat_channels": None,
-        "channels": None,
-        "num_convs": None,
-        "out_channels": None,
-        "semantic_loss": BOTH,
-        "mode": {"eval", "train"},
-        "norm": {"BN", None},
-        "num_classes": None,
-        "n_images": None,
-        "p3_hw": None,
-        "in_features": None,
-        "out_stride": {8},
-        "grad_objective": {"sum(out.y*in.cot)", "sum(out.y*in.cot)+100*loss_sem"},
-    },
+    semantic_loss=BOTH,
+    mode={"eval", "train"},
+    norm={"BN", None},
+    out_stride={8},
+    grad_objective={"sum(out.y*in.cot)", "sum(out.y*in.cot)+100*loss_sem"},
 )
 def mask_branch(case: Case) -> None:
     args = case.args
-    num_classes = args["num_classes"]
+    classes = args["num_classes"]
     branch = MaskBranch(
         args["feat_channels"],
         args["channels"],
         args["num_convs"],
         args["out_channels"],
-        num_classes=num_classes if args["semantic_loss"] else None,
+        num_classes=classes if args["semantic_loss"] else None,
         norm="batch" if args["norm"] == "BN" else None,
     )
+    # The original can leave the bias out without a norm as well; a bias of zero is the same.
+    biases = {n: torch.zeros_like(b) for n, b in branch.state_dict().items() if ".0.bias" in n}
     parameters = {our_name(name): value for name, value in case.param.items()}
-    if args["norm"] is None:
-        # The original can leave the bias out as well; a bias of zero is the same.
-        for name, bias in branch.named_parameters():
-            if name.endswith(".0.bias"):
-                parameters.setdefault(name, torch.zeros_like(bias))
-    branch.load_state_dict(parameters, strict=True)
+    branch.load_state_dict((biases if args["norm"] is None else {}) | parameters, strict=True)
     branch.train(args["mode"] == "train")
     assert args["in_features"] == ["p3", "p4", "p5"]
-    maps = {name: case.inputs[name].clone().requires_grad_() for name in args["in_features"]}
+    maps = case.leaves(*args["in_features"])
     y = branch(list(maps.values()))
     case.check("out.y", y, rel=1e-5)
     objective = (y * case.inputs["cot"]).sum()
-
-    with_semantic = args["grad_objective"].endswith("+100*loss_sem")
-    height, width = args["p3_hw"]
-    targets = []
-    for j in range(args["n_images"]):
-        if f"gt_masks_{j}" not in case.inputs:
-            continue
-        masks = unpack(case.inputs[f"gt_masks_{j}"], args["out_stride"] * width)
-        assert masks.shape[1] == args["out_stride"] * height
-        labels = case.inputs[f"gt_classes_{j}"]
-        targets.append(Targets(torch.zeros(len(labels), 4), labels, masks))
+    (h, w), stride = args["p3_hw"], args["out_stride"]
+    targets = read_targets(case, args["n_images"], (stride * h, stride * w), "gt_")
+    factor = 100 if args["grad_objective"].endswith("+100*loss_sem") else 0
     if "loss_sem" in case.out:
-        loss = SemanticLoss()(branch.semantic(maps["p3"]), targets, args["out_stride"])
+        loss = SemanticLoss()(branch.semantic(maps["p3"]), targets, stride)
         case.check("out.loss_sem", loss, rel=1e-5)
-        if with_semantic:
-            objective = objective + 100 * loss
+        objective = objective + factor * loss
     named = dict(branch.named_parameters())
-    wanted = {f"grad_in.{n}": maps[n] for n in case.grad_in}
-    wanted |= {f"grad_norm.{n}": named[our_name(n)] for n in case.grad_norm}
-    grads = torch.autograd.grad(objective, list(wanted.values()), allow_unused=True)
-    for (array, tensor), grad in zip(wanted.items(), grads, strict=True):
-        grad = torch.zeros_like(tensor) if grad is None else grad
-        case.check(array, grad.norm() if array.startswith("grad_norm") else grad, rel=1e-4)
+    named = {name: named[our_name(name)] for name in case.param if our_name(name) in named}
+    case.check_gradients(objective, maps | named)
     state = branch.state_dict()
     for name in case.out:
         if name.startswith("after."):
             case.check(f"out.{name}", state[our_name(name.removeprefix("after."))], absolute=1e-6)
 
 
-@handles(
-    "boxinst",
-    options={
-        "padded_hw": None,
-        "image_hw": None,
-        "mask_out_stride": None,
-        "pairwise_size": None,
-        "pairwise_dilation": None,
-        "color_thresh": None,
-        "bottom_pixels_removed": None,
-        "original_height": None,
-        "channel_order": {"BGR 0..255"},
-    },
-    recorded={"n_inst", "pixels_removed_at_input"},
-)
+@handles("boxinst", recorded={"n_inst", "pixels_removed_at_input"}, channel_order={"BGR 0..255"})
 def boxinst_losses(case: Case) -> None:
     args = case.args
     (height, width), (h, w) = args["padded_hw"], args["image_hw"]
     stride = args["mask_out_stride"]
-    assert args["channel_order"] == "BGR 0..255"
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, :h, :w] = case.inputs["image"].flip(0)
     lab = boxinst.lab_at_stride(image, stride)
@@ -415,10 +287,11 @@ def boxinst_losses(case: Case) -> None:
     boxes = sample_at_stride(boxinst.box_masks(case.inputs["boxes"], (height, width)), stride)
     case.check("out.gt_bitmasks", boxes)
 
-    logits = case.inputs["mask_logits"].clone().requires_grad_()
+    inputs = case.leaves("mask_logits")
+    logits = inputs["mask_logits"]
     projection = boxinst.projection_loss(logits[:, 0].sigmoid(), boxes).mean()
     case.check("out.loss_prj", projection, rel=1e-5)
-    case.check("grad_prj.mask_logits", torch.autograd.grad(projection, logits)[0], rel=1e-4)
+    case.check_gradients(projection, inputs, ["grad_prj"])
     weights = torch.ones(len(boxes), *similarity.shape, requires_grad=True)
     energy = torch.autograd.grad(boxinst.pairwise_loss(logits[:, 0], weights, *window), weights)[0]
     case.check("out.pairwise_map", energy, rel=1e-5)
@@ -426,230 +299,4 @@ def boxinst_losses(case: Case) -> None:
     case.check("out.pairwise_weight_sum", pairs.sum().float())
     pairwise = boxinst.pairwise_loss(logits[:, 0], pairs, *window) / pairs.sum().clamp(min=1)
     case.check("out.loss_pairwise", pairwise, rel=1e-5)
-    case.check("grad_pairwise.mask_logits", torch.autograd.grad(pairwise, logits)[0], rel=1e-4)
-
-
-@handles(
-    "condinst",
-    options={
-        "depth": {18, 34, 50, 101},
-        "stem_out": None,
-        "res2_out": None,
-        "width_per_group": None,
-        "fpn_channels": None,
-        "mask_branch_channels": None,
-        "num_classes": None,
-        "fcos_towers": None,
-        "semantic_loss": BOTH,
-        "topk_proposals_per_im": None,
-        "disable_rel_coords": BOTH,
-        "boxinst": BOTH,
-        "frozen": None,
-    },
-    recorded={
-        "n_dets",
-        "float64_same_detections",
-        "float64_max_box_diff",
-        "mask_pixel_disagreement_f32_vs_f64",
-        "losses",
-        "losses_float64",
-        "num_pos",
-        "grad_norm_by_module",
-    },
-)
-def condinst(case: Case) -> None:
-    network = build_condinst(case)
-    check_inference(case, network)
-    check_training(case, network)
-
-
-def build_condinst(case: Case) -> CondInst:
-    """Through a file, as a user's checkpoint comes: its tensors tell the architecture."""
-    args = case.args
-    basic = args["depth"] < 50
-    width = args["res2_out"] if basic else args["width_per_group"]
-    if basic:
-        assert args["width_per_group"] in (64, width)
-    else:
-        assert args["res2_out"] == 4 * width
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model_final.pth"
-        torch.save({"model": dict(case.param) or case.companion(), "iteration": 89_999}, path)
-        content = convert(path)
-    network = content[RECIPE]["model"]["network"]
-    assert network["backbone"] == {
-        "name": f"resnet{args['depth']}",
-        "weights": None,
-        "style": "caffe",
-        "width": width,
-        "stem_width": args["stem_out"],
-    }
-    assert network["num_classes"] == args["num_classes"]
-    assert network["channels"] == args["fpn_channels"]
-    assert network["head"]["init_args"]["tower_convs"] == args["fcos_towers"]
-    assert network["relative_coords"] != args.get("disable_rel_coords", False)
-    assert network["mask_branch_channels"] == args["mask_branch_channels"]
-    assert network["semantic_loss"] == args["semantic_loss"]
-    return restore_content(content, case.name).network
-
-
-def padded(image: Tensor) -> Tensor:
-    """RGB of a blue-green-red image, zero-padded to multiples of 32."""
-    h, w = image.shape[1:]
-    return torch.nn.functional.pad(image.flip(0), (0, -w % 32, 0, -h % 32))
-
-
-def check_mid(case: Case, values: dict[str, Tensor]) -> None:
-    """Activations of image 0: whole maps, or their L2 norm and mean."""
-    for name in case.mid:
-        if name.startswith("norm."):
-            case.check(f"mid.{name}", values[name.removeprefix("norm.")].norm(), rel=1e-3)
-        elif name.startswith("mean."):
-            value = values[name.removeprefix("mean.")]
-            case.check(f"mid.{name}", value.mean(), absolute=1e-3 * float(value.abs().mean()))
-        else:
-            case.check(f"mid.{name}", values[name], rel=1e-3)
-
-
-def level_maps(flat: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    parts = flat.split([h * w for h, w in sizes], dim=1)
-    return [p.transpose(1, 2).unflatten(2, s) for p, s in zip(parts, sizes, strict=True)]
-
-
-def count_inputs(case: Case, prefix: str) -> int:
-    return sum(name.startswith(prefix) for name in case.inputs)
-
-
-@torch.no_grad()
-def check_inference(case: Case, network: CondInst) -> None:
-    network.eval()
-    postprocess = PostProcess()
-    for j in range(count_inputs(case, "image_")):
-        image = case.inputs[f"image_{j}"]
-        size = (image.shape[1], image.shape[2])
-        height, width = case.inputs[f"output_hw_{j}"].tolist()
-        images = padded(image)[None]
-        dense = network(images, [size])
-        if j == 0 and len(case.mid):
-            x = network.backbone.normalize(images) * padded(torch.ones_like(image))
-            values = dict(
-                zip(
-                    ["p3", "p4", "p5", "p6", "p7"],
-                    network.pyramid(network.backbone(x)),
-                    strict=True,
-                )
-            )
-            values["mask_feats"] = dense.mask_features
-            head = dense.head
-            ctr = head.centerness_logits[..., None]
-            for kind, flat in (("logits", head.class_logits), ("reg", head.ltrb), ("ctr", ctr)):
-                for level, value in enumerate(level_maps(flat, head.level_sizes)):
-                    values[f"{kind}_{level}"] = value
-            for level, value in enumerate(head.controller_features):
-                values[f"controller_{level}"] = network.head.controller(value)
-            check_mid(case, values)
-
-        info = ImageInfo(j, "", (height, width), size)
-        found = postprocess.to_original(postprocess.candidates(dense, 0), info)
-        zeros = torch.zeros_like(found.locations)
-        probabilities = network.mask_logits(dense, zeros, found.locations).sigmoid()
-        [result] = postprocess(dense, [info], network.mask_logits)
-        case.check(f"out.classes_{j}", result.labels)
-        case.check(f"out.scores_{j}", result.scores, absolute=1e-4)
-        case.check(f"out.boxes_{j}", result.boxes, absolute=0.02)
-        case.check(f"out.locations_{j}", dense.locations.points[found.locations])
-        case.check(f"out.fpn_levels_{j}", dense.locations.level[found.locations])
-        for name in case.out:
-            if name.startswith("mask_probs_first") and name.endswith(f"_{j}"):
-                count = len(case.out[name])
-                case.check(f"out.{name}", probabilities[:count], absolute=1e-3)
-        strings = case.expected(f"out.masks_rle_{j}")
-        expected = [
-            decode({"size": [height, width], "counts": str(s).encode()}).astype(bool)
-            for s in strings
-        ]
-        masks = torch.from_numpy(np.stack(expected)) if expected else result.masks
-        areas = case.expected(f"out.mask_areas_{j}")
-        assert torch.equal(masks.sum((1, 2)).float(), areas.float())
-        wrong = (masks != result.masks).float().mean()
-        assert wrong <= 1e-3, f"mask disagreement {wrong:.2g}"
-
-
-def check_training(case: Case, network: CondInst) -> None:
-    network.train()
-    topk = case.args.get("topk_proposals_per_im", -1)
-    boxinst = case.args.get("boxinst", False)
-    mask_loss = MaskLoss(
-        topk_proposals_per_image=topk if topk and topk > 0 else None,
-        supervision="boxes" if boxinst else "masks",
-    )
-    mask_loss.boxinst.steps.fill_(BOXINST_STEPS - 1)
-    semantic_loss = SemanticLoss() if case.args["semantic_loss"] else None
-    criterion = Criterion(network.head.default_loss(), mask_loss, semantic_loss)
-    count = count_inputs(case, "image_")
-    images = [padded(case.inputs[f"image_{j}"]) for j in range(count)]
-    height, width = max(i.shape[1] for i in images), max(i.shape[2] for i in images)
-    batch = torch.zeros(count, 3, height, width, dtype=torch.uint8)
-    targets, sizes = [], []
-    for j, image in enumerate(images):
-        batch[j, :, : image.shape[1], : image.shape[2]] = image
-        h, w = case.inputs[f"image_{j}"].shape[1:]
-        sizes.append((h, w))
-        labels = case.inputs[f"gt_classes_{j}"]
-        masks = torch.zeros(len(labels), height, width, dtype=torch.bool)
-        if f"gt_masks_{j}" in case.inputs:
-            known = unpack(case.inputs[f"gt_masks_{j}"], w)
-            masks[:, :h, :w] = known & (not boxinst)
-        targets.append(Targets(case.inputs[f"gt_boxes_{j}"], labels, masks))
-    dense = network(batch, sizes)
-
-    assign = network.head.default_loss().assign
-    assignment = assign(dense.locations, targets, case.args["num_classes"])
-    case.check("out.train_num_pos", (assignment.instance >= 0).sum())
-    image, location = mask_loss.choose(dense.head, assignment)
-    first = torch.tensor([0, *(len(t.labels) for t in targets)]).cumsum(0)
-    object_index = first[image] + assignment.instance[image, location]
-    levels, points = dense.locations.level[location], dense.locations.points[location]
-
-    def rows(objects: Tensor, where: Tensor, level: Tensor) -> list[tuple[float, ...]]:
-        columns = zip(objects.tolist(), where.tolist(), level.tolist(), strict=True)
-        return sorted((o, *xy, lv) for o, xy, lv in columns)
-
-    names = ("train_gt_inds", "train_pos_locations", "train_pos_levels")
-    expected = [case.expected(f"out.{name}") for name in names]
-    assert rows(object_index, points, levels) == rows(*expected)
-
-    originals = [tuple(case.inputs[f"output_hw_{j}"].tolist()) for j in range(count)]
-    pairs = zip(originals, sizes, strict=True)
-    infos = tuple(ImageInfo(j, "", *pair) for j, pair in enumerate(pairs))
-    losses = criterion(dense, Batch(batch, tuple(targets), infos), network.mask_logits)
-    ours = {
-        "loss_fcos_cls": "loss_cls",
-        "loss_fcos_loc": "loss_box",
-        "loss_fcos_ctr": "loss_centerness",
-        "loss_mask": "loss_mask",
-        "loss_prj": "loss_projection",
-        "loss_pairwise": "loss_pairwise",
-        "loss_sem": "loss_semantic",
-    }
-    for name, own in ours.items():
-        if name in case.out:
-            case.check(f"out.{name}", losses[own], rel=1e-4)
-    assert len(losses) == sum(name in case.out for name in ours)
-    torch.stack(list(losses.values())).sum().backward()
-
-    gradients = {n: p.grad for n, p in network.named_parameters()}
-    scales = {f"proposal_generator.fcos_head.scales.{i}.scale": i for i in range(5)}
-    for name in case.grad_norm:
-        if name in scales:
-            assert gradients["head.scales"] is not None
-            gradient = gradients["head.scales"][scales[name]]
-        else:
-            [own] = convert_adelaidet({name: torch.zeros(1)})
-            gradient = gradients[own]
-        assert gradient is not None, f"{name} has no gradient"
-        rel = 3e-2 if "bottom_up" in name else 1e-2
-        case.check(f"grad_norm.{name}", gradient.norm(), rel=rel)
-    for name in case.args["frozen"]:
-        [own] = convert_adelaidet({name: torch.zeros(1)})
-        assert not dict(network.named_parameters())[own].requires_grad
+    case.check_gradients(pairwise, inputs, ["grad_pairwise"])

@@ -3,14 +3,14 @@
 A file holds ``meta.json`` (``{"cases": {case: {"op": ..., options}}}``) and arrays named
 ``<case>/<group>.<name>``. A handler is found by the case's op, never by its name::
 
-    @handles("ODConv2d", options={"in_planes": None, "mode": {"eval", "train"}}, recorded={"std"})
+    @handles("ODConv2d", recorded={"std"}, mode={"eval", "train"})
     def odconv(case: Case) -> None:
         y = build(case.args["in_planes"])(case.inputs["x"])
         case.check("out.y", y, rel=1e-5)
 
-A case fails when its op is unknown; when an option is unknown, has a value that the handler does
-not list, or was never read; when an input was never read; and when an ``out``, ``mid`` or ``grad``
-array was never compared. So a test that looks at nothing cannot pass.
+A case fails when its op is unknown; when an option was never read, or has a value that the handler
+does not list; when an input was never read; and when an ``out``, ``mid`` or ``grad`` array was
+never compared. So a test that looks at nothing cannot pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,35 +33,24 @@ COMMITTED = HERE / "cases"
 DEFAULT_FOLDER = HERE.parents[1].parent / "shared" / "golden"
 COMPANION = ".params_fp16.npz"
 
-Options = Mapping[str, Collection[Any] | None]
+GRADIENTS = ("grad_in", "grad_param", "grad_norm")
 
 
-class Read(Mapping[str, Any]):
+class Read(UserDict[str, Any]):
     """A mapping that remembers which of its values were asked for."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values_, self.seen = values, set[str]()
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.seen = set[str]()
 
     def __getitem__(self, key: str) -> Any:
-        value = self.values_[key]
+        value = self.data[key]
         self.seen.add(key)
         return value
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.values_
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
-
-    def __len__(self) -> int:
-        return len(self.values_)
-
-    def __repr__(self) -> str:
-        return repr(self.values_)
-
     @property
     def unread(self) -> list[str]:
-        return sorted(set(self.values_) - self.seen)
+        return sorted(set(self.data) - self.seen)
 
 
 @dataclass
@@ -96,21 +86,9 @@ class Case:
     def out(self) -> Read:
         return self.group("out")
 
-    @property
-    def mid(self) -> Read:
-        return self.group("mid")
-
-    @property
-    def grad_in(self) -> Read:
-        return self.group("grad_in")
-
-    @property
-    def grad_param(self) -> Read:
-        return self.group("grad_param")
-
-    @property
-    def grad_norm(self) -> Read:
-        return self.group("grad_norm")
+    def leaves(self, *names: str) -> dict[str, Tensor]:
+        """Copies of inputs that gradients are computed for."""
+        return {name: self.inputs[name].clone().requires_grad_() for name in names}
 
     def expected(self, array: str) -> Any:
         """The stored array ``"<group>.<name>"``; asking for it marks it as compared."""
@@ -139,18 +117,20 @@ class Case:
     def check_gradients(
         self,
         objective: Tensor,
-        inputs: Mapping[str, Tensor],
-        parameters: Mapping[str, Tensor],
-        *,
-        rel: float,
+        tensors: Mapping[str, Tensor],
+        groups: Collection[str] = GRADIENTS,
+        rel: float = 1e-4,
     ) -> None:
-        """Compare every stored ``grad_in`` and ``grad_param`` with the objective's gradients."""
-        wanted = {f"grad_in.{name}": inputs[name] for name in self.grad_in}
-        wanted |= {f"grad_param.{name}": parameters[name] for name in self.grad_param}
-        for array, grad in zip(
-            wanted, torch.autograd.grad(objective, list(wanted.values())), strict=True
-        ):
-            self.check(array, grad, rel=rel)
+        """Compare every gradient stored in the groups, of ``grad_norm`` the L2 norm."""
+        names = [(group, name) for group in groups for name in self.group(group)]
+        grads = torch.autograd.grad(
+            objective,
+            [tensors[name] for _, name in names],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        for (group, name), grad in zip(names, grads, strict=True):
+            self.check(f"{group}.{name}", grad.norm() if group == "grad_norm" else grad, rel=rel)
 
     def companion(self) -> dict[str, Tensor]:
         """The state dict that lies beside a large file as float16, cast to float32."""
@@ -206,8 +186,8 @@ def compare(
 @dataclass(frozen=True)
 class Handler:
     run: Callable[[Case], None]
-    options: Options
-    recorded: frozenset[str]
+    recorded: Collection[str]
+    allowed: Mapping[str, Collection[Any]]
 
 
 HANDLERS: dict[str, Handler] = {}
@@ -215,19 +195,20 @@ JUDGES: dict[str, Callable[[Any], None]] = {}
 
 
 def handles(
-    *ops: str, options: Options, recorded: Collection[str] = ()
+    *ops: str, recorded: Collection[str] = (), **allowed: Collection[Any]
 ) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
     """Register a handler for ops.
 
     Args:
-        options: every option it understands, with the values it allows (None: any).
         recorded: figures stored beside the options that are not options (sizes, statistics).
+        allowed: values of the options that are not free. With a single one the handler need not
+            read the option.
     """
 
     def register(run: Callable[[Case], None]) -> Callable[[Case], None]:
         for op in ops:
             assert op not in HANDLERS, f"two handlers for {op!r}"
-            HANDLERS[op] = Handler(run, options, frozenset(recorded))
+            HANDLERS[op] = Handler(run, recorded, allowed)
         return run
 
     return register
@@ -247,15 +228,13 @@ def judge(case: Case) -> None:
     """Run the handler of the case and fail on anything unknown or left over."""
     handler = HANDLERS.get(case.op)
     assert handler is not None, f"{case.name}: unknown op {case.op!r}; known: {sorted(HANDLERS)}"
-    for name in case.args:
-        if name in handler.recorded:
-            case.args.seen.add(name)
-            continue
-        assert name in handler.options, f"{case.op}: unknown option {name!r}"
-        allowed, value = handler.options[name], case.args.values_[name]
-        assert allowed is None or value in allowed, (
-            f"{case.op}: option {name}={value!r} is not among {allowed}"
-        )
+    for name in handler.recorded:
+        case.args.data.pop(name, None)
+    for name, allowed in handler.allowed.items():
+        if name in case.args:
+            value = case.args[name]
+            assert value in allowed, f"{case.op}: option {name}={value!r} is not among {allowed}"
+            case.args.seen -= {name} if len(allowed) > 1 else set()
     handler.run(case)
     assert not case.leftovers(), f"{case.name}: {'; '.join(case.leftovers())}"
 
@@ -270,8 +249,8 @@ def folder() -> Path | None:
     return DEFAULT_FOLDER if DEFAULT_FOLDER.is_dir() else None
 
 
-def files(where: Path, suffix: str = ".npz") -> list[Path]:
-    return sorted(p for p in where.glob(f"*{suffix}") if not p.name.endswith(COMPANION))
+def files(where: Path) -> list[Path]:
+    return sorted(p for p in where.glob("*.npz") if not p.name.endswith(COMPANION))
 
 
 @functools.lru_cache(maxsize=4)
