@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +79,11 @@ _MMDETECTION = (
     (r"mask_branch\.tower\.([01])\.1\.(.+)", r"feature.conv_branch.\1.bn.\2"),
     (r"mask_branch\.tower\.2\.(.+)", r"feature.conv_pred.\1"),
 )
+
+
+def save(content: object, path: Path) -> str:
+    torch.save(content, path)
+    return str(path)
 
 
 def small_network(style: str = "caffe", backbone: Backbone | None = None, **parts: Any) -> CondInst:

@@ -1,27 +1,17 @@
 """Checkpoints of classifiers and detectors as weights of a backbone, static and dynamic."""
 
-from __future__ import annotations
-
 import functools
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support import foreign
 from support.key_lists import needs_key_lists, read
 from support.networks import tiny_backbone
-from torch import Tensor
 from torchvision.models import mobilenet_v2
 
 from condseg.layers import ODConv2d
 from condseg.layers.networks import od_resnet18
 from condseg.models.backbones.backbone import Backbone
-
-
-def write(path: Path, state: dict[str, Any]) -> str:
-    torch.save(state, path)
-    return str(path)
 
 
 @needs_key_lists
@@ -34,17 +24,15 @@ def write(path: Path, state: dict[str, Any]) -> str:
         ("od_mobilenetv2_075_k1", "mobilenetv2_075", 1, ("classifier.", "features.18.")),
     ],
 )
-def test_odconv_classifiers_by_their_key_lists(
-    tmp_path: Path, original: str, name: str, num_experts: int, behind: tuple[str, ...]
-) -> None:
+def test_odconv_classifiers_by_their_key_lists(tmp_path, original, name, num_experts, behind):
     """Numbered tensors: each must be in its place."""
     keys = read("keys_odconv_nets.json")[original]
     marks = {
         key: torch.full(shape, float(i) if dtype == "float32" else i, dtype=getattr(torch, dtype))
         for i, (key, (shape, dtype)) in enumerate(keys.items())
     }
-    path = write(tmp_path / "x.pth", {"state_dict": {f"module.{k}": v for k, v in marks.items()}})
-    factory: Any = functools.partial(ODConv2d, num_experts=num_experts)
+    path = foreign.save({f"module.{k}": v for k, v in marks.items()}, tmp_path / "x.pth")
+    factory = functools.partial(ODConv2d, num_experts=num_experts)
     own = Backbone(name, path, conv=factory).network.state_dict()
     taken = {key: t for key, t in own.items() if not key.endswith("temperature")}
     expected = [t for key, t in marks.items() if not key.startswith(behind)]
@@ -53,36 +41,32 @@ def test_odconv_classifiers_by_their_key_lists(
         assert torch.equal(tensor, mark)
 
 
-def test_the_backbone_of_odconvs_mask_rcnn(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_backbone_of_odconvs_mask_rcnn(tmp_path, caplog):
     network = od_resnet18(num_experts=2)
-    static: dict[str, Tensor] = {f"backbone.{k}": v for k, v in network.state_dict().items()}
+    static = {f"backbone.{k}": v for k, v in network.state_dict().items()}
     static |= {"rpn_head.rpn_conv.weight": torch.zeros(1), "neck.x": torch.zeros(1)}
-    path = write(tmp_path / "x.pth", {"state_dict": static})
-    factory: Any = functools.partial(ODConv2d, num_experts=2)
+    path = foreign.save({"state_dict": static}, tmp_path / "x.pth")
+    factory = functools.partial(ODConv2d, num_experts=2)
     with caplog.at_level("INFO"):
         backbone = Backbone("resnet18", path, conv=factory).eval()
     for key in ("rpn_head.rpn_conv.weight", "neck.x"):
         assert f"{key} left out: outside of the backbone" in caplog.text
     assert "fc.weight left out: the classifier" in caplog.text
     x = torch.rand(1, 3, 64, 64)
-    maps: dict[str, Tensor] = {}
-    network.get_submodule("layer4").register_forward_hook(
-        lambda _, __, y: maps.setdefault("layer4", y)
-    )
+    maps = []
+    network.layer4.register_forward_hook(lambda _, __, y: maps.append(y))
     with torch.no_grad():
         network.eval()(x)
-        assert torch.equal(backbone(x)[-1], maps["layer4"])
+        assert torch.equal(backbone(x)[-1], maps[0])
     with pytest.raises(ValueError, match="of dynamic layers; conv must say which"):
         Backbone("resnet18", path)
     with pytest.raises(ValueError, match=r"\(2, 64, 64, 3, 3\) in the file, \(4, 64, 64, 3, 3\)"):
         Backbone("resnet18", path, conv=functools.partial(ODConv2d, num_experts=4))
 
 
-def test_torchvisions_mobilenet(tmp_path: Path) -> None:
+def test_torchvisions_mobilenet(tmp_path):
     network = mobilenet_v2().eval()
-    path = write(tmp_path / "x.pth", dict(network.state_dict()))
+    path = foreign.save(network.state_dict(), tmp_path / "x.pth")
     backbone = Backbone("mobilenetv2_100", path).eval()
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -90,18 +74,18 @@ def test_torchvisions_mobilenet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("project", ["adelaidet", "mmdetection", "ours"])
-def test_a_detectors_backbone(tmp_path: Path, project: str) -> None:
+def test_a_detectors_backbone(tmp_path, project):
     style = "caffe" if project == "adelaidet" else "torchvision"
     network = foreign.small_network(style)
-    state: dict[str, Any] = {f"network.{k}": v for k, v in network.state_dict().items()}
+    state = {f"network.{k}": v for k, v in network.state_dict().items()}
     if project != "ours":
         state = getattr(foreign, project)(network)
-    path = write(tmp_path / "x.pth", {"state_dict": state})
+    path = foreign.save({"state_dict": state}, tmp_path / "x.pth")
     backbone = tiny_backbone(weights=path, style=style)
-    for key, tensor in backbone.state_dict().items():
-        assert torch.equal(tensor, network.backbone.state_dict()[key]), key
+    states = (dict(b.state_dict()) for b in (backbone, network.backbone))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_the_second_recipe_is_torchvisions() -> None:
+def test_the_second_recipe_is_torchvisions():
     with pytest.raises(ValueError, match="are torchvision's; mobilenetv2_100 has imagenet"):
         Backbone("mobilenetv2_100", "imagenet_v2")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.tiny import environment, write_checkpoint
@@ -19,7 +18,7 @@ HEAVY = {"albumentations", "cv2", "huggingface_hub", "lightning", "pycocotools",
     ],
     ids=["restoring", "data"],
 )
-def test_no_package_of_training_or_data_is_imported(tmp_path: Path, code: str) -> None:
+def test_no_package_of_training_or_data_is_imported(tmp_path, code):
     write_checkpoint(tmp_path / "best.ckpt")
     code += f"; import sys; print({HEAVY} & {{*sys.modules}})"
     command, env = [sys.executable, "-c", code], environment()

@@ -1,18 +1,13 @@
 """Published models from a server on loopback: whole, cut off, tampered with."""
 
-from __future__ import annotations
-
 import hashlib
-import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import constants
 from support import foreign
-from support.loopback import Server, serving, use_hub
+from support.loopback import serving, use_hub
 
 from condseg.zoo.hub import fetch_model
 from condseg.zoo.pretrained import convert, open_model
@@ -22,19 +17,14 @@ NAME = "condinst_r50_3x"
 FILE = "/hub/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_3x.pth"
 
 
-def saved(state: dict[str, torch.Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
 @pytest.fixture(scope="module")
-def content() -> bytes:
-    return saved(foreign.adelaidet(foreign.small_network()))
+def content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published") / "x.pth"
+    return Path(foreign.save(foreign.adelaidet(foreign.small_network()), path)).read_bytes()
 
 
 @pytest.fixture
-def server(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's retries
     with serving() as server:
@@ -43,9 +33,10 @@ def server(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield server
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, server: Server, digits: str) -> str:
+def publish(monkeypatch, server, digits):
     """A model of mmdetection, outside of the hub, whose file's name has digits of a SHA-256."""
-    content = saved(foreign.mmdetection(foreign.small_network("torchvision")))
+    state = foreign.mmdetection(foreign.small_network("torchvision"))
+    content = Path(foreign.save(state, "small.pth")).read_bytes()
     digits = digits or hashlib.sha256(content).hexdigest()[:8]
     model = PublishedModel(
         "small", "x.yaml", "mmdetection", f"{server.url}/v3.0", f"small-{digits}.pth", 1.0, 1.0
@@ -55,7 +46,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, server: Server, digits: str) -> str
     return f"/v3.0/{model.file}"
 
 
-def test_downloaded_once_and_converted(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_downloaded_once_and_converted(server, capsys):
     assert len(open_model(model=NAME).categories) == 80
     printed = capsys.readouterr().err
     licence = printed.index("weights of AdelaiDet, for non-commercial use only")
@@ -67,9 +58,7 @@ def test_downloaded_once_and_converted(server: Server, capsys: pytest.CaptureFix
     assert "non-commercial" not in capsys.readouterr().err
 
 
-def test_a_lost_connection_is_resumed(
-    server: Server, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_connection_is_resumed(server, content, monkeypatch):
     half = len(content) // 2
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", half)
     server.stop_after = [half]
@@ -77,7 +66,7 @@ def test_a_lost_connection_is_resumed(
     assert server.asked == [(f"/storage{FILE}", None), (f"/storage{FILE}", f"bytes={half}-")]
 
 
-def test_a_download_that_breaks_off_leaves_nothing(server: Server, content: bytes) -> None:
+def test_a_download_that_breaks_off_leaves_nothing(server, content):
     server.stop_after = [0] * 6
     with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*; try again, or "):
         fetch_model(NAME)
@@ -85,7 +74,7 @@ def test_a_download_that_breaks_off_leaves_nothing(server: Server, content: byte
 
 
 @pytest.mark.parametrize("damage", ["truncated", "tampered", "promised"])
-def test_a_damaged_file_in_the_cache(server: Server, content: bytes, damage: str) -> None:
+def test_a_damaged_file_in_the_cache(server, content, damage):
     if damage == "promised":  # the server sends other bytes than it says
         server.promised = "0" * 64
     else:
@@ -106,15 +95,13 @@ def test_a_damaged_file_in_the_cache(server: Server, content: bytes, damage: str
         ("condinst_r50_3xx", "did you mean condinst_r50_3x?"),
     ],
 )
-def test_offline_and_unknown(server: Server, name: str, message: str) -> None:
+def test_offline_and_unknown(server, name, message):
     with pytest.raises(ValueError, match=message):
         fetch_model(name, offline=True)
     assert server.asked == []
 
 
-def test_no_such_file_and_no_server(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_such_file_and_no_server(server, tmp_path, monkeypatch):
     server.files.clear()
     with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*404.*convert\.py"):
         fetch_model(NAME)
@@ -125,7 +112,7 @@ def test_no_such_file_and_no_server(
         open_model("a.ckpt", NAME)
 
 
-def test_outside_of_the_hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_the_hub(server, monkeypatch):
     publish(monkeypatch, server, "01234567")
     with pytest.raises(ValueError, match='expected "01234567", got'):
         fetch_model("small")
@@ -145,7 +132,7 @@ def test_outside_of_the_hub(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(server.asked) == asked
 
 
-def test_a_page_in_place_of_the_file(server: Server) -> None:
+def test_a_page_in_place_of_the_file(server):
     server.files[FILE] = b"<html>moved</html>"
     with pytest.raises(ValueError, match=r"3x\.pth (is damaged|cannot be read)"):
         open_model(model=NAME)

