@@ -26,6 +26,7 @@ def test_two_images(tmp_path: Path) -> None:
             "--trainer.accelerator=cpu",
             "--trainer.max_steps=200",
             "--trainer.val_check_interval=200",
+            "--trainer.log_every_n_steps=1",
             f"--data.train_annotations={annotations}",
             f"--data.val_annotations={annotations}",
             f"--data.train_images={TABLETOP / 'train'}",
