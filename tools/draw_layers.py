@@ -1,6 +1,8 @@
 """Draws the images of docs/layers: what each layer does, computed by the layers themselves.
 
 python tools/draw_layers.py docs/layers
+
+Above 300 lines: one function per layer, with shared panels.
 """
 
 from __future__ import annotations
