@@ -189,7 +189,7 @@ class HeadPredictions:
         """The scores by which candidates are ranked, 0..1."""
         return self.class_scores(image, location)
 
-    def final_scores(self, scores: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    def final_scores(self, scores: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """The scores of detections, from those by which they were ranked."""
         return scores
 
@@ -209,7 +209,7 @@ class FCOSPredictions(HeadPredictions):
         centerness = self.centerness_logits[image, location].float().sigmoid()
         return self.class_scores(image, location) * centerness[:, None]
 
-    def final_scores(self, scores: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    def final_scores(self, scores: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """sqrt(class score x centerness)."""
         return scores.sqrt()
 

@@ -22,6 +22,7 @@ from condseg.cli.messages import silence_irrelevant_warnings
 from condseg.cli.parser import CONFIGS, ConfigFile, Parser
 from condseg.data.datamodule import DataModule
 from condseg.errors import user_errors
+from condseg.models.postprocess import postprocess_arguments
 from condseg.ops.precision import fast_precision
 from condseg.training.build import build_module
 from condseg.training.callbacks import (
@@ -239,7 +240,7 @@ def _start_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     model = content[RECIPE]["model"]
     network = {key: value for key, value in model["network"].items() if key != "num_classes"}
     network["backbone"] = {**network["backbone"], "weights": None}
-    return {"network": network, "postprocess": model["postprocess"]}
+    return {"network": network, "postprocess": postprocess_arguments(model["postprocess"])}
 
 
 def _is_not_none(value: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -50,15 +49,9 @@ class Predictor:
         self.precision = precision
         self.device = pick_device(device)
         self.network = optimize_for_inference(restored.network.to(self.device))
-        self.postprocess = copy.copy(restored.postprocess)
-        if score_threshold is not None:
-            if not 0 <= score_threshold <= 1:
-                raise ValueError(f"score_threshold is {score_threshold}; 0..1 is allowed")
-            self.postprocess.score_threshold = score_threshold
-        if max_detections is not None:
-            if max_detections < 1:
-                raise ValueError(f"max_detections is {max_detections}; 1 or more is allowed")
-            self.postprocess.max_detections = max_detections
+        self.postprocess = restored.postprocess.replaced(
+            score_threshold=score_threshold, max_detections=max_detections
+        )
         self.restored = restored
         self.categories = restored.categories
         self.names = tuple(category.name for category in restored.categories)

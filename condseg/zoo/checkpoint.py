@@ -22,7 +22,7 @@ from condseg.models.backbones.files import read_pickled
 from condseg.models.build import build_condinst
 from condseg.models.condinst import CondInst
 from condseg.models.losses.masks import MaskLoss
-from condseg.models.postprocess import PostProcess
+from condseg.models.postprocess import PostProcess, postprocess_arguments
 from condseg.structures import Category
 
 Network = class_from_function(build_condinst, name="Network")
@@ -160,7 +160,8 @@ def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
     network = dict(config["network"])
     # The weights are in the checkpoint; nothing is downloaded.
     network["backbone"] = {**network["backbone"], "weights": None}
-    parsed = parser.parse_object({"network": network, "postprocess": config["postprocess"]})
+    postprocess = postprocess_arguments(config["postprocess"])
+    parsed = parser.parse_object({"network": network, "postprocess": postprocess})
     built = parser.instantiate(parsed)
     return built.network, built.postprocess
 

@@ -151,7 +151,7 @@ def fcos_inference(case: Case) -> None:
     tops = [case.inputs[f"top_{i}"].flatten(2) for i in range(len(sizes))]
     top = torch.cat(tops, dim=2).transpose(1, 2)
     postprocess = PostProcess(
-        score_threshold=args["score_thresh"],
+        candidate_threshold=args["score_thresh"],
         threshold_with_centerness=args["thresh_with_ctr"],
         pre_nms_topk=args["pre_nms_topk"],
         nms_threshold=args["nms_thresh"],

@@ -4,10 +4,13 @@ import torch
 from support.coco import CocoSet
 from support.tiny import write_checkpoint
 
+from condseg.cli.train import _start_defaults
 from condseg.data.collate import collate
 from condseg.inference.device import pick_device
 from condseg.inference.evaluate import evaluate
 from condseg.inference.predictor import Predictor
+from condseg.models import PostProcess
+from condseg.zoo.checkpoint import RECIPE, load
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,20 @@ def test_a_file_of_a_set_and_its_pixels_agree(checkpoint, tmp_path):
 def test_arguments_override_the_checkpoint(checkpoint):
     for options, count in (({"max_detections": 3}, 3), ({"score_threshold": 1.0}, 0)):
         assert len(Predictor.from_checkpoint(checkpoint, "cpu", **options)(noise(64, 64))) == count
+
+
+def test_the_threshold_in_a_recipe_of_an_older_version(checkpoint):
+    content = load(checkpoint)
+    assert content[RECIPE]["model"]["postprocess"] == {
+        "score_threshold": 0.0005,
+        "max_detections": 12,
+    }
+    for postprocess in (
+        Predictor.from_checkpoint(checkpoint, "cpu").postprocess,
+        PostProcess(**_start_defaults(content)["postprocess"]),
+    ):
+        assert postprocess.score_threshold is None
+        assert postprocess.candidate_threshold == 0.0005
 
 
 def test_precision(checkpoint):

@@ -98,7 +98,9 @@ def predictor(network: CondInst, shapes: Shapes, device: torch.device) -> Predic
         scores = dense.head.scores(0)
     count = shapes.candidates
     postprocess = PostProcess(
-        threshold(scores, count), max_detections=shapes.detections, pre_nms_topk=count
+        candidate_threshold=threshold(scores, count),
+        max_detections=shapes.detections,
+        pre_nms_topk=count,
     )
     classes = tuple(Category(k + 1, f"class {k}") for k in range(CLASSES))
     sides = min(shapes.image), max(shapes.image)
