@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TaskID, TransferSpeedColumn
+from rich.progress import Progress
+
+from condseg.data.fetch import DownloadError, fetch, locked, progress_bars
 
 BASE_URL = "http://images.cocodataset.org"
-_CHUNK = 1 << 20
-
-
-class DownloadError(ValueError):
-    """A download failed; a retry, another mirror or a larger disk helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +61,10 @@ def download(
 ) -> None:
     """Downloads archives, checks them and unpacks them into ``folder``.
 
-    Free disk space is checked first. An archive is downloaded to ``<name>.part``, resumed from
-    there by the next call, and renamed when its size and MD5 are right. Members are unpacked to a
-    temporary folder, each with its CRC checked, and moved when all are complete. A folder that
-    exists is not downloaded again.
+    Free disk space is checked first. An archive is downloaded to ``<name>.part`` and resumed from
+    there by the next call. Members are unpacked to a temporary folder, each with its CRC checked,
+    and moved when all are complete. A folder that exists is not downloaded again. Of several calls
+    with one folder, also in other processes, one downloads and the others wait.
 
     Args:
         folder: destination.
@@ -86,19 +77,24 @@ def download(
         DownloadError: a full disk, no such file, a lost connection, a wrong size or checksum.
     """
     folder = Path(folder)
+    if not _missing(folder, archives):
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [archive for archive in archives if not (folder / archive.holds).exists()]
-    _check_disk(folder, missing, keep_archives)
-    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with locked(folder / ".download.lock"), progress_bars() as progress:
+        missing = _missing(folder, archives)
+        _check_disk(folder, missing, keep_archives)
         for archive in missing:
             path = folder / archive.name
             if not path.exists():
                 url = f"{base_url.rstrip('/')}/{archive.path}"
-                _download(url, path, archive, timeout, progress)
+                fetch(url, path, ("md5", archive.md5), progress, size=archive.size, timeout=timeout)
             _unpack(path, folder / archive.holds, progress)
             if not keep_archives:
                 path.unlink()
+
+
+def _missing(folder: Path, archives: Sequence[Archive]) -> list[Archive]:
+    return [archive for archive in archives if not (folder / archive.holds).exists()]
 
 
 def _check_disk(folder: Path, archives: Sequence[Archive], keep_archives: bool) -> None:
@@ -115,61 +111,6 @@ def _check_disk(folder: Path, archives: Sequence[Archive], keep_archives: bool) 
             f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; free some, "
             "or choose another disk with --folder"
         )
-
-
-def _download(url: str, path: Path, archive: Archive, timeout: float, progress: Progress) -> None:
-    """Downloads to ``<name>.part``, which is renamed when its size and MD5 are right."""
-    part, size = path.with_name(f"{path.name}.part"), archive.size
-    with part.open("a+b") as file:
-        task = progress.add_task(path.name, total=size, completed=file.tell())
-        if file.tell() < size:
-            _receive(url, file, size, timeout, progress, task)
-        received = file.tell()
-        file.seek(0)
-        md5 = hashlib.file_digest(file, "md5").hexdigest()
-    if received < size:
-        raise DownloadError(
-            f"{part}: the connection ended after {received} of {size} bytes; the same command "
-            "resumes the download"
-        )
-    if received > size or md5 != archive.md5:
-        part.unlink()
-        raise DownloadError(
-            f"{part}: {received} bytes with MD5 {md5}, expected {size} bytes with {archive.md5}; "
-            "deleted, the same command downloads it again"
-        )
-    part.rename(path)
-
-
-def _receive(
-    url: str, file: BinaryIO, size: int, timeout: float, progress: Progress, task: TaskID
-) -> None:
-    """Appends the rest; starts again where the server does not support ranges."""
-    start = file.tell()
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        with urlopen(request, timeout=timeout) as response:
-            if start and response.status != 206:
-                start = file.truncate(0)
-                progress.reset(task)
-            length = response.headers.get("Content-Length")
-            if length is not None and start + int(length) != size:
-                raise DownloadError(
-                    f"{url}: the server has {start + int(length)} bytes, expected {size}; it is "
-                    "another file, try another mirror"
-                )
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                progress.advance(task, len(chunk))
-    except HTTPError as error:
-        reason = f"the server answers {error.code} {error.reason}"
-        raise DownloadError(f"{url}: {reason}") from error
-    except (OSError, HTTPException) as error:
-        file.flush()
-        raise DownloadError(
-            f"{url}: the connection broke after {file.tell()} of {size} bytes ({error}); the same "
-            "command resumes the download"
-        ) from error
 
 
 def _unpack(path: Path, destination: Path, progress: Progress) -> None:

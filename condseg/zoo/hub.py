@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from os.path import normpath
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import (
@@ -13,16 +16,22 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
+from huggingface_hub.utils.tqdm import tqdm
 
+from condseg.data.fetch import DownloadError, fetch, locked, progress_bars
 from condseg.models.backbones.files import check_sha256, sha256_in_name
 from condseg.zoo.registry import MODELS, PublishedModel, unknown_model
+
+_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02")
+"""Of files of ``torch.save``: a zip file; before torch 1.6, a pickle."""
 
 
 def fetch_model(name: str, *, offline: bool = False) -> Path:
     """The file of a published model, from the cache or, the first time, from its server.
 
-    ``HF_HOME``, ``HF_ENDPOINT`` and ``TORCH_HOME`` are respected. Each time, the file's SHA-256 is
-    compared where it is known (by the hub's cache, or from the file's name).
+    ``HF_HOME``, ``HF_ENDPOINT`` and ``TORCH_HOME`` are respected. Each time, the file's beginning
+    is checked, and its SHA-256 where it is known (by the hub's cache, or from the file's name). A
+    wrong file is not kept after a download, and not deleted where it was in the cache before.
 
     Raises:
         ValueError: unknown name, not in the cache and offline, cannot be downloaded, or damaged.
@@ -31,13 +40,19 @@ def fetch_model(name: str, *, offline: bool = False) -> Path:
         raise ValueError(unknown_model(name))
     model = MODELS[name]
     path = _cached(model)
-    if path is None and offline:
+    if path is not None:
+        _check(path, "delete it, and it will be downloaded again")
+        return path
+    if offline:
         cache = constants.HF_HUB_CACHE if model.on_hub else _torch_cache(model).parent
         raise ValueError(f"{name} is not in {cache}; without --offline it is downloaded there")
-    path = path or _download(model)
-    # The hub's cache is of links to files that are named by their SHA-256.
-    linked = model.on_hub and path.is_symlink()
-    check_sha256(path.parent / path.readlink() if linked else path)
+    path = _download(model)
+    try:
+        _check(path, "it was not kept; is it a login page, or does the mirror have another file?")
+    except ValueError:
+        _stored(path).unlink()
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -53,6 +68,22 @@ def _torch_cache(model: PublishedModel) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / model.file
 
 
+def _stored(path: Path) -> Path:
+    """The file itself: the hub's cache is of links to files that are named by their SHA-256."""
+    return Path(normpath(path.parent / path.readlink())) if path.is_symlink() else path
+
+
+def _check(path: Path, cure: str) -> None:
+    path = _stored(path)
+    with path.open("rb") as file:
+        beginning = file.read(16)
+    if not beginning.startswith(_BEGINNINGS):
+        raise ValueError(
+            f"weights: {path} is no file of torch.save, it begins with {beginning!r}; {cure}"
+        )
+    check_sha256(path, cure)
+
+
 def _download(model: PublishedModel) -> Path:
     on_hub, file = model.on_hub, model.file
     url = hf_hub_url(model.folder, file) if on_hub else f"{model.folder}/{file}"
@@ -60,15 +91,38 @@ def _download(model: PublishedModel) -> Path:
     print(f"downloading {url}", file=sys.stderr)
     try:
         if on_hub:
-            get_hf_file_metadata(url)  # fails at once if offline; the download would retry
-            return Path(hf_hub_download(model.folder, file))
+            return _from_hub(model, url)
         path = _torch_cache(model)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), sha256_in_name(path))
+        with locked(path.with_name(f".{path.name}.lock")), progress_bars() as progress:
+            if not path.exists():
+                fetch(url, path, ("sha256", sha256_in_name(path)), progress)
         return path
     except Exception as error:  # the clients raise many types, not all of them OSError
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = " ".join(str(error.__cause__ or error).removeprefix(f"{url}: ").split())[:200]
         raise ValueError(
             f"{url} cannot be downloaded ({reason}); try again, or download the file by other "
             "means and convert it with tools/convert.py"
         ) from error
+
+
+def _from_hub(model: PublishedModel, url: str) -> Path:
+    promised = get_hf_file_metadata(url)  # fails at once if offline; the download would retry
+    if promised.size is None or not re.fullmatch("[0-9a-f]{64}", promised.etag or ""):
+        raise DownloadError("the server sends no size and SHA-256 of the file; it is no hub")
+    limit = promised.size
+
+    class LimitedBar(tqdm):
+        """The client tells its bar of each chunk before it writes the chunk."""
+
+        received: int | float = 0
+
+        def update(self, n: int | float | None = 1) -> Any:
+            self.received += n or 0
+            if self.received > limit:
+                raise DownloadError(
+                    f"the server sends more than the {limit} bytes that it promised"
+                )
+            return super().update(n)
+
+    return Path(hf_hub_download(model.folder, model.file, tqdm_class=LimitedBar))

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+import threading
+import time
 import zipfile
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ from support.tiny import error
 
 from condseg.cli.download import main
 from condseg.data import download as module
+from condseg.data import fetch
 from condseg.data.download import COCO_2017, Archive, DownloadError, download
 
 
@@ -42,7 +45,7 @@ def archive_of(content, **change):
 def check_in_place(folder):
     for name, content in CONTENT.items():
         assert (folder / "val2017" / name).read_bytes() == content
-    assert [path.name for path in folder.iterdir()] == ["val2017"]
+    assert [path.name for path in folder.glob("[!.]*")] == ["val2017"]
 
 
 def test_downloaded_checked_unpacked_and_not_downloaded_again(tmp_path, server):
@@ -53,11 +56,39 @@ def test_downloaded_checked_unpacked_and_not_downloaded_again(tmp_path, server):
     check_in_place(tmp_path / "new")
 
 
+def test_three_downloads_into_one_folder(tmp_path, server, capsys):
+    """One downloads while the others wait."""
+    server.files["/zips/val2017.zip"] = ZIP
+    server.may_answer.clear()
+    failures = []
+
+    def call():
+        try:
+            download(tmp_path, [archive_of(ZIP)], server.url)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    waiting, deadline = "", time.monotonic() + 60
+    while len(server.asked) + waiting.count("locked by another process, waiting") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        waiting += capsys.readouterr().err
+    server.may_answer.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert server.asked == [("/zips/val2017.zip", None)]
+    check_in_place(tmp_path)
+
+
 def test_a_lost_connection_is_resumed(tmp_path, server):
     server.files["/zips/val2017.zip"] = ZIP
     server.stop_after = [80_000, 80_000]
     for _ in range(2):
-        with pytest.raises(DownloadError, match=r"after \d+ of \d+ bytes.*resumes the download"):
+        with pytest.raises(DownloadError, match=r"after \d+ of \d+ bytes.*resumes it"):
             download(tmp_path, [archive_of(ZIP)], server.url)
     assert (tmp_path / "val2017.zip.part").stat().st_size == 160_000
     download(tmp_path, [archive_of(ZIP)], server.url)
@@ -103,8 +134,30 @@ def test_a_wrong_file_leaves_nothing_behind(tmp_path, server, sent, expected, me
     assert not any(path.is_dir() or path.stat().st_size for path in tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content-Type": "text/html; charset=utf-8"}, r"sends a web page \(text/html\) in place"),
+        ({"Content-Length": None}, r"with MD5 .*, expected 200\d+ bytes"),
+    ],
+    ids=["web page", "endless"],
+)
+def test_no_more_is_written_than_was_promised(tmp_path, server, monkeypatch, headers, message):
+    server.files["/zips/val2017.zip"] = ZIP + bytes(50 << 20)
+    server.headers = headers
+    written = []
+    advance = fetch.Progress.advance
+    monkeypatch.setattr(
+        fetch.Progress, "advance", lambda *args: (written.append(args[2]), advance(*args))
+    )
+    with pytest.raises(DownloadError, match=message):
+        download(tmp_path, [archive_of(ZIP)], server.url)
+    assert sum(written) <= len(ZIP) + (1 << 20)
+    assert not list(tmp_path.glob("val2017"))
+
+
 def test_no_server(tmp_path):
-    with pytest.raises(DownloadError, match="connection broke after 0 of"):
+    with pytest.raises(DownloadError, match=r"val2017\.zip: no connection \(.*refused"):
         download(tmp_path, [archive_of(ZIP)], "http://127.0.0.1:9")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Server(ThreadingHTTPServer):
         self.stop_after: list[int] = []  # bytes after which the next answers break off
         self.ranges = True
         self.promised: str | None = None  # SHA-256 to send in place of the right one
+        self.size: int | None = None  # promised by the hub in place of the right one
+        self.headers: dict[str, str | None] = {}  # to send in place of the usual ones; None: not
+        self.may_answer = threading.Event()  # bodies are sent when it is set
+        self.may_answer.set()
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.storage = f"http://localhost:{self.server_port}/storage"
 
@@ -54,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.server.storage + self.path)
             self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("X-Linked-Size", str(len(content)))
+            self.send_header("X-Linked-Size", str(self.server.size or len(content)))
             self.send_header("X-Linked-ETag", f'"{digest}"')
             content = b""
         elif (asked := self.headers.get("Range")) and self.server.ranges:
@@ -64,11 +68,16 @@ class Handler(BaseHTTPRequestHandler):
             content = content[start:]
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        headers = {"Content-Length": str(len(content)), **self.server.headers}
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         if body and content:
+            self.server.may_answer.wait()
             end = self.server.stop_after.pop(0) if self.server.stop_after else None
-            self.wfile.write(content[:end])
+            with suppress(ConnectionError):  # of a client that has read enough
+                self.wfile.write(content[:end])
 
     def log_message(self, *_: object) -> None:
         pass

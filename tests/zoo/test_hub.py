@@ -1,11 +1,12 @@
 """Published models from a server on loopback: whole, cut off, tampered with."""
 
+import gzip
 import hashlib
 import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from support import foreign
 from support.loopback import serving, use_hub
 
@@ -15,6 +16,7 @@ from condseg.zoo.registry import MODELS, PublishedModel
 
 NAME = "condinst_r50_3x"
 FILE = "/hub/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_3x.pth"
+PAGE = b"<html>please log in</html>"
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +75,71 @@ def test_a_download_that_breaks_off_leaves_nothing(server, content):
     assert fetch_model(NAME).read_bytes() == content
 
 
-@pytest.mark.parametrize("damage", ["truncated", "tampered", "promised"])
+@pytest.mark.parametrize("damage", ["truncated", "tampered", "a web page"])
 def test_a_damaged_file_in_the_cache(server, content, damage):
-    if damage == "promised":  # the server sends other bytes than it says
-        server.promised = "0" * 64
-    else:
-        path = fetch_model(NAME).resolve()
-        path.write_bytes(content[:-20] if damage == "truncated" else content[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"is damaged: its SHA-256 begins with .*; delete it") as e:
+    path = fetch_model(NAME).resolve()
+    wrong = {"truncated": content[:-20], "tampered": content[:-1] + b"x", "a web page": PAGE}[
+        damage
+    ]
+    path.write_bytes(wrong)
+    asked = len(server.asked)
+    with pytest.raises(ValueError, match=rf"{path} is .*; delete it, and it will be"):
         fetch_model(NAME)
-    Path(str(e.value).split()[1]).unlink()
-    server.promised = None
+    assert len(server.asked) == asked
+    path.unlink()
     assert fetch_model(NAME).read_bytes() == content
+
+
+def sends_a_page(server, content):
+    server.files[FILE] = PAGE
+
+
+def sends_other_bytes_than_promised(server, content):
+    server.promised = "0" * 64
+
+
+def promises_no_digest(server, content):
+    server.promised = "5f3-abc"
+
+
+def sends_more_than_promised(server, content):
+    server.files[FILE] = content + bytes(30 << 20)
+    server.size = len(content)
+
+
+def unpacks_to_more_than_promised(server, content):
+    server.files[FILE] = gzip.compress(content + bytes(30 << 20))
+    server.headers["Content-Encoding"] = "gzip"
+
+
+@pytest.mark.parametrize(
+    ("server_that", "message"),
+    [
+        (sends_a_page, "is no file of torch.save, it begins with b'<html>.*; it was not kept"),
+        (sends_other_bytes_than_promised, "SHA-256 begins with .*, not 0000.*; it was not kept"),
+        (promises_no_digest, "sends no size and SHA-256 of the file"),
+        (sends_more_than_promised, r"sends more than the \d+ bytes that it promised"),
+        (unpacks_to_more_than_promised, r"sends more than the \d+ bytes that it promised"),
+    ],
+)
+def test_a_wrong_file_is_not_kept(server, content, tmp_path, monkeypatch, server_that, message):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 20)
+    sizes = []
+
+    def download(url, file, **options):
+        try:
+            http_get(url, file, **options)
+        finally:
+            sizes.append(file.tell())
+
+    http_get = file_download.http_get
+    monkeypatch.setattr(file_download, "http_get", download)
+    server_that(server, content)
+    with pytest.raises(ValueError, match=message):
+        fetch_model(NAME)
+    assert all(size <= max(len(content), len(PAGE)) for size in sizes)
+    assert not list((tmp_path / "cache").glob("hub/models*/blobs/*"))
+    assert not list((tmp_path / "cache").rglob("*.pth"))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +168,17 @@ def test_no_such_file_and_no_server(server, tmp_path, monkeypatch):
 
 
 def test_outside_of_the_hub(server, monkeypatch):
-    publish(monkeypatch, server, "01234567")
-    with pytest.raises(ValueError, match='expected "01234567", got'):
+    file = publish(monkeypatch, server, "01234567")
+    with pytest.raises(ValueError, match=r"with SHA256 .*, expected .* with 01234567; deleted"):
         fetch_model("small")
+    server.headers["Content-Type"] = "text/html"
+    with pytest.raises(ValueError, match=r"the server sends a web page \(text/html\) in place"):
+        fetch_model("small")
+    server.headers = {"Content-Length": None}
+    with pytest.raises(ValueError, match="sends no Content-Length"):
+        fetch_model("small")
+    server.headers.clear()
+    assert [asked for asked, _ in server.asked] == [file]
     with pytest.raises(ValueError, match="is not in"):
         fetch_model("small", offline=True)
     file = publish(monkeypatch, server, "")
@@ -130,9 +193,3 @@ def test_outside_of_the_hub(server, monkeypatch):
     with pytest.raises(ValueError, match="is damaged: its SHA-256"):
         fetch_model("small")
     assert len(server.asked) == asked
-
-
-def test_a_page_in_place_of_the_file(server):
-    server.files[FILE] = b"<html>moved</html>"
-    with pytest.raises(ValueError, match=r"3x\.pth (is damaged|cannot be read)"):
-        open_model(model=NAME)

@@ -193,8 +193,8 @@ def sha256_in_name(path: Path) -> str:
     return (match[1] or match[2]) if match else ""
 
 
-def check_sha256(path: Path) -> None:
-    """Raises ValueError if a file's SHA-256 is not the one in its name."""
+def check_sha256(path: Path, cure: str = "delete it, and it will be downloaded again") -> None:
+    """Raises ValueError, with a ``cure``, if a file's SHA-256 is not the one in its name."""
     expected = sha256_in_name(path)
     if not expected:
         return
@@ -203,5 +203,5 @@ def check_sha256(path: Path) -> None:
     if not digest.startswith(expected):
         raise ValueError(
             f"weights: {path} is damaged: its SHA-256 begins with {digest[: len(expected)]}, not "
-            f"{expected}; delete it, and it will be downloaded again"
+            f"{expected}; {cure}"
         )
