@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from condseg.errors import user_errors
+from condseg.inference import SCORE_THRESHOLD
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     parser.add_argument("inputs", nargs="+", help="image files, folders, patterns")
     parser.add_argument("--checkpoint", help="default: the newest run's best")
     parser.add_argument("--depth", help="depth map (16-bit PNG) of the image, or their folder")
-    parser.add_argument("--score", type=float, default=0.4,
+    parser.add_argument("--score", type=float, default=SCORE_THRESHOLD,
                         help="min score of the detections whose classes an image has")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", default="out/inspect", help="folder of the PNGs and the JSON")

@@ -5,9 +5,11 @@ python tools/demo.py street.jpg --model condinst_r101_3x_sem   # published model
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 from condseg.cli.messages import add_model_options, command_parser
 from condseg.errors import user_errors
+from condseg.inference import SCORE_THRESHOLD, ColorBy
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -16,9 +18,27 @@ def main(args: Sequence[str] | None = None) -> int:
     add_model_options(parser)
     parser.add_argument("inputs", nargs="+", help="image files, folders, patterns")
     parser.add_argument("--depth", help="depth map (16-bit PNG) of the image, or their folder")
-    parser.add_argument("--score", type=float, default=0.4, help="min score that is shown")
+    parser.add_argument(
+        "--score", type=float, default=SCORE_THRESHOLD, help="min score that is shown"
+    )
     parser.add_argument("--output", default="out", help="folder of the drawn images")
     parser.add_argument("--json", action="store_true", help="also write detections.json there")
+    parser.add_argument(
+        "--color_by", choices=get_args(ColorBy), default="instance", help="default: instance"
+    )
+    parser.add_argument(
+        "--class_agnostic_nms",
+        action="store_true",
+        default=None,
+        help="also remove overlapping boxes of different classes",
+    )
+    parser.add_argument(
+        "--drop_islands",
+        dest="keep_islands",
+        action="store_false",
+        default=None,
+        help="remove the parts of a mask outside its box",
+    )
     options = parser.parse_args(args)
     with user_errors("smaller images, --device cpu"):
         from condseg.inference.annotate import annotate
@@ -26,12 +46,16 @@ def main(args: Sequence[str] | None = None) -> int:
         from condseg.zoo.pretrained import open_model
 
         restored = open_model(options.checkpoint, options.model, offline=options.offline)
+        predictor = Predictor(restored, options.device, precision=options.precision)
         failed = annotate(
-            Predictor(restored, options.device, precision=options.precision),
+            predictor.with_options(
+                class_agnostic_nms=options.class_agnostic_nms, keep_islands=options.keep_islands
+            ),
             options.inputs,
             options.output,
             options.score,
             options.json,
             options.depth,
+            options.color_by,
         )
     return 1 if failed else 0

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from condseg.evaluation import to_records
+from condseg.inference import SCORE_THRESHOLD, ColorBy
 from condseg.inference.drawing import draw, legible_scale
 from condseg.inference.predictor import Predictor
 from condseg.inference.sources import find_depths, find_images, read_pair
@@ -42,9 +43,10 @@ def annotate(
     predictor: Predictor,
     inputs: Sequence[str],
     output: str | Path = "out",
-    score: float = 0.4,
+    score: float = SCORE_THRESHOLD,
     write_json: bool = False,
     depth: str | Path | None = None,
+    color_by: ColorBy = "instance",
 ) -> int:
     """Predicts the instances of each image, draws them, and prints one line per image.
 
@@ -58,6 +60,7 @@ def annotate(
         score: min score of the instances that are drawn and written.
         write_json: also write the instances in COCO's format.
         depth: see :func:`find_depths`.
+        color_by: see :func:`condseg.inference.drawing.draw`.
 
     Returns:
         The number of inputs that could not be processed.
@@ -89,7 +92,8 @@ def annotate(
         seconds = time.perf_counter() - start
         size = height, width = image.shape[:2]
         shown = detections.above(score)
-        drawn = draw(image, shown, predictor.names, scale=legible_scale(height, width))
+        scale = legible_scale(height, width)
+        drawn = draw(image, shown, predictor.names, scale=scale, color_by=color_by)
         Image.fromarray(drawn).save(target, quality=92)
         print(f"{file}: {describe(shown, predictor.names)} ({seconds:.2f} s) -> {target}")
         if len(detections) > len(shown) == 0:

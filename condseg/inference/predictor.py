@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ class Predictor:
                 "tools/train.py --config quickstart.yaml'"
             )
         return cls(restore(path), *settings, **options)
+
+    def with_options(self, **options: Any) -> Predictor:
+        """The same network with other options of its :class:`PostProcess`; None keeps its own.
+
+        Raises:
+            ValueError: a value is outside its range.
+        """
+        other = copy.copy(self)
+        other.postprocess = self.postprocess.replaced(**options)
+        return other
 
     def __call__(
         self, image: NDArray[np.uint8], depth: NDArray[np.uint16] | None = None

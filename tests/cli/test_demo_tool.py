@@ -12,8 +12,10 @@ from support.loopback import serving, use_hub
 
 from condseg.cli.predict import main
 from condseg.data.images import read_image
+from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.annotate import output_paths
 from condseg.inference.sources import find_images
+from condseg.training.callbacks import ValidationImages
 
 
 @pytest.fixture
@@ -44,6 +46,17 @@ def test_files_folders_and_patterns(folder, capsys):
     record = content["annotations"][0]
     assert record["segmentation"]["size"] == [40, 60]
     assert record["category_id"] in {3, 7, 40}
+
+
+def test_options_of_nms_masks_and_colors(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("condseg.inference.annotate.annotate", lambda *a: seen.append(a) or 0)
+    main(["a/x.jpg"])
+    main(["a/x.jpg", "--class_agnostic_nms", "--drop_islands", "--color_by", "class"])
+    options = [(a[0].postprocess.class_agnostic_nms, a[0].postprocess.keep_islands) for a in seen]
+    assert options == [(False, True), (True, False)]
+    assert [a[-1] for a in seen] == ["instance", "class"]
+    assert [a[3] for a in seen] == [SCORE_THRESHOLD] * 2 == [ValidationImages().score] * 2
 
 
 def test_an_unreadable_image_is_reported_and_the_others_are_processed(folder, capsys):

@@ -1,8 +1,12 @@
+from inspect import unwrap
+
 import numpy as np
 import pytest
 import torch
 
-from condseg.inference.drawing import PALETTE, Style, _place, draw, legible_scale
+from condseg.inference.colors import PALETTE, ink, key_color
+from condseg.inference.drawing import Style, draw, legible_scale
+from condseg.inference.labels import find_place
 from condseg.structures import Detections
 
 NAMES = ["cup", "Löffel", "瓶"]
@@ -58,17 +62,54 @@ def test_small_objects_have_no_labels():
     assert drawn[:280, 16::17].max() < 80  # between the columns: soft edges, no labels
 
 
+def owners(height, width, *rectangles):
+    """The map of instances seen at each pixel."""
+    owner = np.full((height, width), -1, np.int32)
+    for i, (x1, y1, x2, y2) in enumerate(rectangles):
+        owner[y1:y2, x1:x2] = i
+    return owner
+
+
 def test_labels_keep_clear_of_each_other_and_inside():
-    taken = np.zeros((0, 4), np.int64)
+    taken, owner = np.zeros((0, 4), np.int64), owners(130, 200)
     for _ in range(6):
-        place = _place((60, 80, 100, 120), 50, 14, (130, 200), taken)
+        place = find_place((60, 80, 100, 120), (14, 50), owner, 0, taken)
         assert place is not None
         x1, y1, x2, y2 = place
         assert 0 <= x1 < x2 <= 200
         assert 0 <= y1 < y2 <= 130
         assert not any(x1 < t[2] and t[0] < x2 and y1 < t[3] and t[1] < y2 for t in taken)
         taken = np.vstack([taken, place])
-    assert _place((0, 0, 10, 10), 50, 14, (130, 40), taken) is None
+    assert find_place((0, 0, 10, 10), (14, 50), owner[:, :40], 0, taken) is None
+
+
+def test_labels_keep_clear_of_neighbours():
+    box, above, below = (60, 60, 140, 100), (50, 20, 150, 60), (60, 100, 140, 130)
+    nothing = np.zeros((0, 4), np.int64)
+
+    def place(*rectangles):
+        return find_place(box, (14, 50), owners(130, 200, *rectangles), 0, nothing)
+
+    assert place(box) == (60, 46, 110, 60)
+    assert place(box, above, below) == (60, 60, 110, 74)  # in its own box
+    assert place((0, 0, 1, 1), (60, 60, 140, 100), above) == (60, 100, 110, 114)
+    small = (60, 60, 70, 70)
+    around = owners(130, 200, small, (0, 0, 200, 130))
+    assert find_place(small, (14, 50), around, 0, nothing) is not None  # it touches its box
+    assert find_place(small, (14, 50), around, 0, np.array([small])) is None
+
+
+def test_a_class_has_one_color():
+    image = np.zeros((60, 60, 3), np.uint8)
+    found = squares(25, 10, (60, 60))
+    drawn = draw(image, found, NAMES, color_by="class")
+    for i, (x1, y1, x2, y2) in enumerate(found.boxes.int().tolist()):
+        expected = 0.4 * np.array(key_color(i % 3))
+        assert np.allclose(drawn[(y1 + y2) // 2, (x1 + x2) // 2], expected, atol=1)
+    assert len({key_color(k) for k in range(21)}) == 21
+    assert {ink(key_color(k)) for k in (3, 4)} == {(0, 0, 0), (255, 255, 255)}
+    with pytest.raises(ValueError, match="color_by is 'colour'; class, instance are allowed"):
+        unwrap(draw)(image, found, NAMES, color_by="colour")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from condseg.data.images import read_image
+from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.drawing import draw, legible_scale
 from condseg.structures import Batch
 
@@ -25,7 +26,7 @@ class ValidationImages(Callback):
         score: detections with a lower score are not drawn.
     """
 
-    def __init__(self, count: int = 4, score: float = 0.45) -> None:
+    def __init__(self, count: int = 4, score: float = SCORE_THRESHOLD) -> None:
         if count < 0:
             raise ValueError(f"count is {count}; 0 or more is allowed")
         self.count = count
