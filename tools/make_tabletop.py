@@ -5,7 +5,8 @@
 Bullet simulates how the things fall; its CPU rasteriser computes the thing and the distance at
 every pixel. Shapes, colours, textures and light are procedural, so the images are free (CC0). A
 scene is a pure function of (seed, split, index, size): a set of a thousand begins with the same
-images as a set of ten, for any number of workers.
+images as a set of ten, for any number of workers. An interrupted run, or one with more images than
+before, goes on with --resume.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tabletop.render import SPLITS, Rendering, make_scene
 from tabletop.things import CATEGORIES
 
 VERSION = "1.0"
+CHUNK = 40  # scenes after which the annotations are written
 Annotations = list[dict[str, Any]]
 
 
@@ -66,23 +68,58 @@ def write_scene(index: int, *, args: argparse.Namespace, split: str) -> Annotati
 
 
 def write_split(args: argparse.Namespace, split: str, count: int) -> None:
-    """Writes the scenes of a split and its COCO file."""
-    width, height = args.size
+    """Writes the scenes of a split and its COCO file, with --resume only those that it lacks."""
+    target = args.out / f"instances_{split}.json"
+    annotations = earlier(args, split, target) if args.resume else []
+    start = len({a["image_id"] for a in annotations})  # no scene is without annotations
     work = partial(write_scene, args=args, split=split)
-    annotations: Annotations = []
     with ProcessPoolExecutor(args.workers) as pool:
-        for scene in track(pool.map(work, range(count)), f"{split:>5}", count):
+        scenes = pool.map(work, range(start, count))
+        for done, scene in enumerate(
+            track(scenes, f"{split:>5}", max(count - start, 0)), start + 1
+        ):
             annotations += [a | {"id": len(annotations) + a["id"]} for a in scene]
+            if done % CHUNK == 0:
+                write_annotations(args, split, done, annotations, target)
+    write_annotations(args, split, max(start, count), annotations, target)
+
+
+def information(args: argparse.Namespace, split: str) -> dict[str, Any]:
+    """What the COCO file says of itself."""
+    return {
+        "description": f"tabletop, {split}: rendered by tools/make_tabletop.py",
+        "version": VERSION,
+        "seed": args.seed,
+        "license": "CC0-1.0",
+        "depth": "uint16 millimetres along the camera's axis, 0 = no measurement",
+        "visibility": "the part of a thing's pixels that nothing hides, within the picture",
+    }
+
+
+def earlier(args: argparse.Namespace, split: str, path: Path) -> Annotations:
+    """The annotations of a run before.
+
+    Raises:
+        ValueError: its scenes are others.
+    """
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text())
+    sizes = {(image["width"], image["height"]) for image in content["images"]}
+    if content["info"] != information(args, split) or not sizes <= {tuple(args.size)}:
+        raise ValueError(f"--resume: {path} has scenes of another version, seed or size")
+    annotations: Annotations = content["annotations"]
+    return annotations
+
+
+def write_annotations(
+    args: argparse.Namespace, split: str, count: int, annotations: Annotations, target: Path
+) -> None:
+    """Writes the COCO file of the first scenes; a process killed meanwhile leaves the old one."""
+    width, height = args.size
     licence = {"name": "CC0-1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
     content = {
-        "info": {
-            "description": f"tabletop, {split}: rendered by tools/make_tabletop.py",
-            "version": VERSION,
-            "seed": args.seed,
-            "license": "CC0-1.0",
-            "depth": "uint16 millimetres along the camera's axis, 0 = no measurement",
-            "visibility": "the part of a thing's pixels that nothing hides, within the picture",
-        },
+        "info": information(args, split),
         "licenses": [{"id": 1, **licence}],
         "categories": [{"id": i, "name": name} for i, name in enumerate(CATEGORIES, 1)],
         "images": [
@@ -98,8 +135,9 @@ def write_split(args: argparse.Namespace, split: str, count: int) -> None:
         ],
         "annotations": annotations,
     }
-    target = args.out / f"instances_{split}.json"
-    target.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    partial_file = target.with_suffix(".partial")
+    partial_file.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    partial_file.replace(target)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -113,6 +151,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--quality", type=int, default=82, help="of the JPEG files (default 82)")
+    parser.add_argument("--resume", action="store_true", help="keep the scenes that OUT has")
     args = parser.parse_args(argv)
     ranges = {"train": (0, 1_000_000), "val": (0, 1_000_000), "seed": (0, 2**32 - 1)}
     ranges |= {"workers": (1, 1024), "quality": (1, 100)}
@@ -136,8 +175,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         sys.exit(2)
     args.out.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        write_split(args, split, getattr(args, split))
+    try:
+        for split in SPLITS:
+            write_split(args, split, getattr(args, split))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from support.coco import pycocotools
+from tabletop.render import Rendering
 
 from condseg.data.files import TABLETOP
 
@@ -145,6 +146,57 @@ def test_the_tool_renders_the_set(rendered):
     assert new["info"] == old["info"]
     kinds = [[a["category_id"] for a in d["annotations"] if a["image_id"] < 2] for d in (new, old)]
     assert kinds[0] == kinds[1]
+
+
+def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
+    """It becomes the same set, and only the missing scenes are rendered."""
+    rendered_scenes = tmp_path / "scenes"
+
+    def fake_scene(seed, split, index, width, height):
+        with rendered_scenes.open("a") as file:
+            file.write(f"{split} {index}\n")
+        masks = list(
+            np.arange(width * height).reshape(1, height, width) == np.c_[[index, 9]][..., None]
+        )
+        image = np.full((height, width, 3), index, np.uint8)
+        return Rendering(image, image[..., 0].astype(np.uint16), masks, ["ball", "mug"], [1.0, 0.5])
+
+    monkeypatch.setattr(make_tabletop, "make_scene", fake_scene)
+    monkeypatch.setitem(sys.modules, "pybullet", sys)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make_tabletop.main([str(whole), "--train", "5", "--val", "1"])
+    make_tabletop.main([str(parts), "--train", "3", "--val", "0"])
+    rendered_scenes.unlink()
+    (parts / "train" / "000004.jpg").write_text("an image without its annotations")
+    make_tabletop.main([str(parts), "--train", "5", "--val", "1", "--resume"])
+    assert rendered_scenes.read_text().splitlines() == ["train 3", "train 4", "val 0"]
+    assert files_of(parts) == files_of(whole)
+    make_tabletop.main([str(parts), "--train", "2", "--val", "0", "--resume"])
+    assert files_of(parts) == files_of(whole)
+    for other in (["--seed", "1"], ["--size", "64", "64"]):
+        with pytest.raises(SystemExit) as stop:
+            make_tabletop.main([str(parts), "--train", "6", "--val", "1", "--resume", *other])
+        assert stop.value.code == 2
+    assert files_of(parts) == files_of(whole)
+
+
+def test_annotations_are_written_while_rendering(tmp_path, monkeypatch):
+    def fail_late(seed, split, index, width, height):
+        if index == 3:
+            raise RuntimeError("interrupted")
+        image = np.zeros((height, width, 3), np.uint8)
+        return Rendering(
+            image, image[..., 0].astype(np.uint16), [image[..., 0] == 0], ["ball"], [1]
+        )
+
+    monkeypatch.setattr(make_tabletop, "make_scene", fail_late)
+    monkeypatch.setattr(make_tabletop, "CHUNK", 2)
+    monkeypatch.setitem(sys.modules, "pybullet", sys)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        make_tabletop.main([str(tmp_path), "--train", "5"])
+    content = json.loads((tmp_path / "instances_train.json").read_text())
+    assert [image["id"] for image in content["images"]] == [0, 1]
+    assert [a["image_id"] for a in content["annotations"]] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,87 +1,80 @@
-"""The comparison keeps finished trainings, and summarises what the trainings reported."""
+"""The comparison's variants, images and results."""
 
-import fcntl
 import json
-import os
 import runpy
-import signal
-import subprocess
+import shutil
 import sys
-import time
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 import torch
-from studies.comparison import figure, summary
+from jsonargparse import set_parsing_settings
+from studies.comparison import data, figure, page
 from studies.comparison.compare import write
-from studies.comparison.trials import Budget, check_budget, run, trials
-from studies.comparison.variants import CLAIMS, CONV, FILTER, VARIANTS, WHERE, arguments
+from studies.comparison.plan import Plan
+from studies.comparison.squeeze import SEConv2d
+from studies.comparison.trials import Budget, Setting
+from studies.comparison.variants import CONV, FILTER, LAYERS, VARIANTS, WHERE, arguments
 from support import tiny
+from torch import nn
 
 from condseg import layers
 from condseg.cli.train import CommandLine
 from condseg.data.images import read_image
 
 TOOL = tiny.REPOSITORY / "tools" / "compare.py"
-BUDGET = Budget(("quickstart.yaml",), 8)
+FAMILY = tuple(getattr(layers, n) for n in layers.__all__ if "2d" in n)
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 1, "torch": "2", "python": "3", "condseg": "0"}
 
-# Replaces tools/train.py: it writes metrics that depend on the seed; --fail makes one seed fail,
-# --wait sleeps.
-FAKE = """
-import sys, time
-from pathlib import Path
-options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
-folder = Path(options["trainer.default_root_dir"]) / "quickstart" / "version_0"
-(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-(folder / "checkpoints" / "last.ckpt").write_text("large")
-print("at work", flush=True)
-if "wait" in options:
-    time.sleep(60)
-if options.get("fail") == options["seed_everything"]:
-    print("error: it broke")
-    sys.exit(2)
-seed = int(options["data.seed"])
-rows = ["step,train/loss,val/mask_AP,val/box_AP,val/mask_AR@100", "4,1.5,,,"]
-rows.append(f"8,,{0.5 + seed / 10},{0.25 + seed / 10},0.75")
-(folder / "metrics.csv").write_text("\\n".join(rows))
-"""
 
-
-@pytest.fixture
-def fake(tmp_path):
-    path = tmp_path / "train.py"
-    path.write_text(FAKE)
-    return path
-
-
-def results(**scores):
+def result(score):
     return {
-        name: {
-            seed: {
-                "metrics": {"mask/AP": score, "box/AP": score - 0.1},
-                "cpu_seconds": 120.0,
-                "machine": MACHINE,
-            }
-            for seed, score in enumerate(values)
-        }
-        for name, values in scores.items()
+        "metrics": {"mask/AP": score, "box/AP": score - 0.1},
+        "diverged": False,
+        "curve": {"steps": [2, 6], "losses": [4.0 - score, 2.0 - score]},
+        "cpu_seconds": 120.0,
+        "machine": MACHINE,
     }
 
 
+def entry(values, rate=0.002, at_the_edge=False):
+    tuning = {"0.001": 0.25, "0.002": 0.375 if values else None}
+    seeds = {str(seed): result(score) for seed, score in enumerate(values)}
+    return {"rate": rate, "at_the_edge": at_the_edge, "tuning": tuning, "seeds": seeds}
+
+
 def costs(*names):
-    entry = {
+    cost = {
         "parameters": 5_000_000,
         "multiply_adds": 1_250_000_000,
         "latency_seconds": {"median": 0.0255, "q1": 0.025, "q3": 0.03},
         "peak_bytes": 3 * 2**20,
     }
     sizes = {"image": [192, 256], "batch": 4, "rounds": 30}
-    variants = dict.fromkeys(names, entry)
+    variants = dict.fromkeys(names, cost)
     return {"machine": MACHINE | {"load_average_1min": 0.5}, **sizes, "variants": variants}
 
 
-PLAIN = {"configs": ["quickstart.yaml"], "steps": 8, "arguments": []}
+def content(*budgets, seeds=3, costs=None):
+    """What comparison.json has; budgets are dicts of variant -> entry."""
+    setting = {
+        "configs": ["quickstart.yaml"],
+        "data": "tabletop",
+        "images": {"tuning": 200, "test": 400},
+        "device": "cpu",
+        "arguments": [],
+    }
+    listed = [{"steps": 8 * 10**i, "images": 336, "variants": b} for i, b in enumerate(budgets)]
+    whole = {"setting": setting, "rates": [0.001, 0.002], "seeds": seeds, "tuning_seeds": 1}
+    whole |= {"budgets": listed, "costs": costs}
+    return whole | {"differences": page.differences(whole)}
+
+
+STATIC = (0.30, 0.34, 0.38)
+BETTER = (0.40, 0.44, 0.481)
+WORSE = (0.20, 0.24, 0.279)
+OPEN = (0.34, 0.33, 0.37)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -92,12 +85,13 @@ def test_each_variant_has_its_layers_and_trains(name, tmp_path):
     conv = {"class_path": "condseg.layers.ODConv2d", "init_args": {"reduction": 0.5}}
     own.write_text(f"model: {{network: {{backbone: {{conv: {json.dumps(conv)}}}}}}}")
     extra = (f"--config={own}", *arguments(VARIANTS[name]))
+    set_parsing_settings(import_path_allowlist=[LAYERS])
     cli = CommandLine(tiny.arguments(data, tmp_path / "runs", *extra))
-    modules = [m for m in cli.model.network.modules() if type(m).__name__ in layers.__all__]
+    modules = [m for m in cli.model.network.modules() if isinstance(m, (SEConv2d, *FAMILY))]
     overrides = {key: v for key, v in VARIANTS[name].overrides.items() if key in (CONV, FILTER)}
     assert bool(modules) == bool(overrides)
     for value in overrides.values():
-        kind = getattr(layers, value["class_path"].rpartition(".")[2])
+        kind = resolve_name(value["class_path"])
         found = [m for m in modules if isinstance(m, kind)]
         assert found
         for key, number in value.get("init_args", {}).items():
@@ -117,168 +111,155 @@ def test_variants():
     places = {str(v.overrides[WHERE]) for v in VARIANTS.values() if WHERE in v.overrides}
     assert places == {"[3, 4, 5]"}  # the same convolutions in all backbones
     assert {v.part for v in VARIANTS.values()} == set(figure.COLOURS)
-    assert {name for claim in CLAIMS for name in claim[:2]} <= set(VARIANTS)
 
 
-def test_the_command_of_a_training():
-    command = Budget(("a.yaml", "b.yaml"), 8, ("--data.batch_size=2",)).command("odconv_4x")
-    assert command[:2] == ["--config=a.yaml", "--config=b.yaml"]
-    assert {"--trainer.max_steps=8", "--trainer.val_check_interval=8"} < set(command)
-    assert command[-1] == "--data.batch_size=2"
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_squeeze_and_excitation(groups):
+    """It starts as the static convolution; afterwards it is the convolution of its kernels."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 16, 3, padding=1, groups=groups)
+    layer = SEConv2d.from_static(conv)
+    x = torch.randn(3, 8, 6, 5)
+    torch.testing.assert_close(layer(x), conv(x))
+    for parameter in layer.attention_parameters():
+        nn.init.normal_(parameter)
+    kernels, biases = layer.kernel_and_bias(x)
+    for i in range(3):
+        alone = layer.to_static(kernels[i], biases[i])(x[i : i + 1])
+        torch.testing.assert_close(layer(x)[i : i + 1], alone)
+    assert not torch.allclose(kernels[0], kernels[1])
+    means = x.mean((2, 3))
+    hidden = torch.relu(means @ layer.attention[0].weight.flatten(1).T + layer.attention[0].bias)
+    logits = hidden @ layer.attention[2].weight.flatten(1).T + layer.attention[2].bias
+    torch.testing.assert_close(layer.attentions(x)["channel"], 2 * logits.sigmoid())
 
 
-def test_finished_trials_are_kept(tmp_path, fake):
-    todo = trials(tmp_path, ["static", "dfn"], 2)
-    order = [(t.seed, t.variant) for t in todo]
-    assert order == [(0, "static"), (0, "dfn"), (1, "static"), (1, "dfn")]
-    done = []
-    run(todo, BUDGET, fake, 2, 1, done.append)
-    assert sorted(map(str, done)) == sorted(map(str, todo))
-    for trial in todo:
-        result = trial.result
-        assert result is not None
-        assert result["metrics"]["mask/AP"] == 0.5 + trial.seed / 10
-        assert result["metrics"]["mask/AR@100"] == 0.75
-        assert 0 < result["cpu_seconds"] < 60
-        assert {p.name for p in trial.folder.iterdir()} == {"result.json", "log.txt", "metrics.csv"}
-    run(todo, BUDGET, fake, 2, 1, lambda _: pytest.fail("ran again"))
-    assert (todo[0].folder / "log.txt").read_text().count("at work") == 1
+def test_the_hidden_width_is_that_of_odconv():
+    for channels in (8, 480):
+        hidden = {
+            next(layer(channels, channels, 1).attention_parameters()).shape[0]
+            for layer in (SEConv2d, layers.ODConv2d)
+        }
+        assert len(hidden) == 1
 
 
-def test_an_interrupted_trial_is_resumed(tmp_path, fake):
-    (trial,) = trials(tmp_path, ["static"], 1)
-    left = trial.folder / "run" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
-    left.parent.mkdir(parents=True)
-    left.touch()
-    run([trial], BUDGET, fake, 1, 1, lambda _: None)
-    assert "--ckpt_path=last" in (trial.folder / "log.txt").read_text()
-    assert trial.result is not None
-    assert trial.result["cpu_seconds"] is None  # that of a part is not that of the whole
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_training_tuning_and_test_images(shuffle, tmp_path):
+    root = tiny.make_set(tmp_path / "data", train=12, val=5)
+    sets = data.split(root, tmp_path / "out", 4, (3, 8), tests=2, shuffle=shuffle)
+    read = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").iterdir()}
+    ids = {name: [image["id"] for image in part["images"]] for name, part in read.items()}
+    whole = json.loads((root / "instances_train.json").read_text())
+    assert {n: len(i) for n, i in ids.items()} == {
+        "tuning": 4,
+        "train_3": 3,
+        "train_8": 8,
+        "test": 2,
+    }
+    assert ids["train_8"][:3] == ids["train_3"]
+    everything = [image["id"] for image in whole["images"]]
+    assert (ids["tuning"] + ids["train_8"] == everything) == (not shuffle)
+    assert set(ids["tuning"] + ids["train_8"]) == set(everything)
+    objects = [a["id"] for n in ("tuning", "train_8") for a in read[n]["annotations"]]
+    assert sorted(objects) == sorted(a["id"] for a in whole["annotations"])
+    assert {a["image_id"] for a in read["tuning"]["annotations"]} <= set(ids["tuning"])
+    assert sets.tests == 2
+    assert (sets.images, sets.test_images) == (root / "train", root / "val")
+    with pytest.raises(
+        ValueError, match="9 training images and 4 tuning images are more than the 12"
+    ):
+        data.split(root, tmp_path / "out", 4, (9,))
 
 
-def test_a_trial_without_its_result_only_is_not_trained(tmp_path, fake):
-    (trial,) = trials(tmp_path, ["static"], 1)
-    metrics = trial.folder / "run" / "quickstart" / "version_0" / "metrics.csv"
-    metrics.parent.mkdir(parents=True)
-    metrics.write_text("step,val/mask_AP,val/box_AP\n8,0.25,0.125\n")
-    run([trial], BUDGET, fake, 1, 1, lambda _: None)
-    assert trial.result is not None
-    assert trial.result["metrics"] == {"mask/AP": 0.25, "box/AP": 0.125}
-    assert (trial.folder / "log.txt").read_text() == ""
+def test_missing_scenes_are_generated_once(tmp_path, monkeypatch):
+    generator = tmp_path / "generator.py"
+    generator.write_text(
+        "import json, sys; from pathlib import Path; folder = Path(sys.argv[1])\n"
+        "with (folder / 'calls').open('a') as file: file.write(' '.join(sys.argv[2:]) + '\\n')\n"
+        "for word in sys.argv[3:5]:\n"
+        "    name, _, count = word[2:].partition('=')\n"
+        "    path = folder / f'instances_{name}.json'\n"
+        "    path.write_text(json.dumps({'images': [0] * int(count)}))\n"
+    )
+    monkeypatch.setattr(data, "GENERATOR", generator)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for train in (6, 6, 5, 9):
+        folder = data.generate(train, 4, 2)
+    assert folder == tmp_path / "condseg" / "tabletop"
+    expected = [f"--resume --train={n} --val=4 --seed=1 --workers=2" for n in (6, 9)]
+    assert (folder / "calls").read_text().splitlines() == expected
+    generator.write_text("raise SystemExit(2)")
+    with pytest.raises(ValueError, match="ended with code 2"):
+        data.generate(10, 4, 2)
 
 
-def test_a_failure_is_reported_after_the_others(tmp_path, fake):
-    todo = trials(tmp_path, ["static"], 3)
-    broken = Budget(BUDGET.configs, 8, ("--fail=1",))
-    message = r"1 trainings failed: static, seed 1: ended with code 2 \(error: it broke\), see .*"
-    with pytest.raises(ValueError, match=message):
-        run(todo, broken, fake, 1, 1, lambda _: None)
-    assert [t.result is None for t in todo] == [False, True, False]
-
-
-def test_two_comparisons_do_not_run_the_same_trial(tmp_path, fake):
-    (trial,) = trials(tmp_path, ["static"], 1)
-    trial.folder.mkdir(parents=True)
-    with (trial.folder / "log.txt").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="static, seed 0: runs in another process"):
-            run([trial], BUDGET, fake, 1, 1, lambda _: None)
-
-
-@pytest.mark.tool
-def test_sigterm_ends_the_trainings_too(tmp_path, fake):
-    program = f"""
-from pathlib import Path
-from studies.comparison.trials import Budget, run, trials
-run(trials(Path({str(tmp_path)!r}), ["static", "dfn"], 2), Budget(("quickstart.yaml",), 8,
-    ("--wait",)), Path({str(fake)!r}), 1, 1, print)
-"""
-    environment = tiny.environment()
-    environment["PYTHONPATH"] += os.pathsep + str(tiny.REPOSITORY / "tools")
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    log = tmp_path / "trials" / "static" / "seed_0" / "log.txt"
-    deadline = time.monotonic() + 60
-    while not (log.is_file() and "at work" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
-    with log.open("a") as file:  # not locked: the training has ended
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert not (tmp_path / "trials" / "dfn" / "seed_0").exists()
-
-
-def test_one_folder_has_one_budget(tmp_path):
-    check_budget(tmp_path, BUDGET)
-    check_budget(tmp_path, BUDGET)
-    with pytest.raises(ValueError, match="holds trials with steps 8, not 9"):
-        check_budget(tmp_path, Budget(BUDGET.configs, 9))
-
-
-def test_mean_and_deviation():
-    assert summary.mean_and_deviation([0.25, 0.5, 0.75]) == "0.500 ± 0.250"
-    assert summary.mean_and_deviation([0.5]) == "0.500"
-
-
-@pytest.mark.parametrize(
-    ("static", "dfn", "verdict", "chance"),
-    [
-        ([0.3, 0.35, 0.4], [0.41, 0.5, 0.6], "supported", 2 / 20),
-        ([0.3, 0.35, 0.4], [0.4, 0.9, 0.9], "open", 2 / 20),
-        ([0.3, 0.35, 0.4], [0.1, 0.25, 0.35], "open", 2 / 20),
-        ([0.3, 0.35, 0.4], [0.1, 0.2, 0.29], "contradicted", 2 / 20),
-        ([0.3, 0.3], [0.5, 0.6], "too few seeds", 2 / 6),
-        ([0.3], [0.5], "too few seeds", 1),
-    ],
-)
-def test_verdicts(static, dfn, verdict, chance):
-    (judged,) = summary.verdicts(results(static=static, dfn=dfn))
-    assert judged["claim"] == "DFN filter beats static"
-    assert judged["verdict"] == verdict
-    assert judged["chance"] == pytest.approx(chance)
-    assert judged["difference"] == pytest.approx(np.mean(dfn) - np.mean(static))
-    assert summary.verdicts(results(static=static, dfn=[])) == []
+def test_differences():
+    """Holm's factors are 3 for the smallest p value, then 2: the third claim is not known yet."""
+    first = {"static": entry(STATIC), "odconv_1x": entry(BETTER), "se": entry(OPEN)}
+    found = page.differences(content(first, {"static": entry(STATIC)} | {"dfn": entry(WORSE[:2])}))
+    better, unclear, unfinished = found
+    assert better["mean"] == pytest.approx(np.mean(BETTER) - np.mean(STATIC))
+    assert better["corrected"] == pytest.approx(3 * better["p"])
+    assert unclear["corrected"] == pytest.approx(min(1, 2 * unclear["p"]))
+    assert [e["verdict"] for e in found] == ["better", "no difference shown", None]
+    assert (unfinished["budget"], unfinished["variant"], unfinished["pairs"]) == (1, "dfn", 2)
+    (worse,) = page.differences(content({"static": entry(STATIC), "dfn": entry(WORSE)}))
+    assert worse["verdict"] == "worse"
+    assert page.differences(content({"dfn": entry(WORSE)})) == []
 
 
 def test_page():
-    scores = results(static=[0.3, 0.4], odconv_1x=[0.5])
-    text = summary.page(scores, costs("static", "odconv_1x"), PLAIN)
-    assert (
-        "| static | none | 2 | 0.350 ± 0.071 | 0.250 ± 0.071 | 5.00 M | 2.50 | "
-        "25.5 ms (25.0 to 30.0) | 3.0 MiB | 2.0 |"
-    ) in text
-    assert "| ODConv 1x | backbone | 1 | 0.500 | 0.400 |" in text
-    assert "| ODConv 1x beats static | +0.150 | too few seeds | 67% |" in text
-    assert "8 steps of quickstart.yaml; 1 to 2 seeds" in text
+    first = {"static": entry(STATIC), "odconv_1x": entry(BETTER, at_the_edge=True)}
+    second = {"static": entry(STATIC[:2]), "odconv_1x": entry((), None)}
+    text = page.page(content(first, second, costs=costs("static", "odconv_1x")))
+    assert "**8 steps, 336 training images**" in text
+    for row in (
+        "| static | none | 0.002 | 3 | 0.340 ± 0.040 | - | - | - | 0.240 ± 0.040 | 2.0 |",
+        "| ODConv 1x | backbone | 0.002 | 3 | 0.440 ± 0.041 | +0.100 (+0.099 to +0.102) | 0.000 | ",
+        "| 0.000 | better | 0.340 ± 0.041 | 2.0 |",
+    ):
+        assert row in text
+    assert "| ODConv 1x | backbone | - | 0 | - | - | - | - | - | - |" in text
+    assert "| static | 5.00 M | 2.50 | 25.5 ms (25.0 to 30.0) | 1.00x | 3.0 MiB |" in text
+    assert "| ODConv 1x | 0.001: 0.250, **0.002: 0.375** (edge) | 0.001: 0.250, 0.002: - |" in text
+    assert "corrected for 2 claims" in text
     assert "a CPU, 2 cores" in text
     assert "192 x 256" in text
-    unfinished = summary.page(results(static=[0.3], dfn=[]), None, PLAIN)
+    unfinished = page.page(content({"static": entry(STATIC), "dfn": entry(WORSE[:2])}))
     assert "Costs: not measured yet." in unfinished
-    assert "| DFN filter | mask filter | 0 | - | - | - | - | - | - | - |" in unfinished
+    assert " to -0.100) | - | unfinished | " in unfinished
 
 
 def test_figure():
-    scores = results(static=[0.3, 0.31, 0.33], dfn=[0.4, 0.41, 0.42], dmnet=[])
-    assert len(figure.draw(scores, None, PLAIN).axes) == 1
-    drawn = figure.draw(scores, costs("static", "dfn"), PLAIN)
-    aps, parameters, *_ = drawn.axes
-    assert len(drawn.axes) == 1 + len(figure.COSTS)
-    assert [label.get_text() for label in aps.get_yticklabels()] == ["static", "DFN filter"]
-    assert list(aps.lines[2].get_xdata()) == [0.4, 0.41, 0.42]
-    assert [text.get_text() for text in parameters.texts] == ["5.0 M", "5.0 M"]
+    first = {"static": entry(STATIC), "dfn": entry(BETTER), "dmnet": entry(())}
+    without = figure.draw(content(first, first))
+    assert len(without.axes) == 2 + figure.COLUMNS
+    with_costs = figure.draw(content(first, costs=costs(*first)))
+    differences, parameters, *_ = with_costs.axes
+    assert len(with_costs.axes) == 1 + len(figure.COSTS) + figure.COLUMNS
+    labels = [label.get_text() for label in differences.get_yticklabels()]
+    assert labels == ["static", "DFN filter", "DMNet filter"]
+    assert sorted(differences.lines[1].get_xdata()) == pytest.approx([0.1, 0.1, 0.101])
+    assert [t.get_text() for t in differences.texts] == [" better"]
+    assert [t.get_text() for t in parameters.texts] == ["5.0 M"] * 3
+    curves = with_costs.axes[1 + len(figure.COSTS)].lines
+    losses = [list(line.get_ydata()) for line in curves]
+    assert losses == [pytest.approx([4 - np.mean(v), 2 - np.mean(v)]) for v in (STATIC, BETTER)]
 
 
-def test_written_files(tmp_path, fake):
-    todo = trials(tmp_path, ["static", "dfn"], 1)
-    run(todo[:1], BUDGET, fake, 1, 1, lambda _: None)
-    page = tmp_path / "docs" / "page.md"
-    write(tmp_path, BUDGET, todo, page)
-    assert "| static | none | 1 |" in page.read_text()
+def test_written_files(tmp_path):
+    plan = Plan(tmp_path, (Budget(8, 3),), ("static", "dfn"), (0.001, 0.002), 1, 1)
+    for trial in plan.trials():
+        trial.folder.mkdir(parents=True)
+        (trial.folder / "result.json").write_text(json.dumps(result(0.5)))
+    setting = Setting(("quickstart.yaml",), "tabletop", {"tuning": 2, "test": 4}, "cpu")
+    target = tmp_path / "docs" / "page.md"
+    write(plan, setting, target)
+    assert "0.001: 0.500" in target.read_text()
     names = {"page.md", "comparison.json", "comparison.png"}
-    assert {p.name for p in page.parent.iterdir()} == names
-    content = json.loads((tmp_path / "comparison.json").read_text())
-    assert content["variants"]["static"]["seeds"]["0"]["metrics"]["mask/AP"] == 0.5
-    assert content["variants"]["dfn"]["seeds"] == {}
+    assert {p.name for p in target.parent.iterdir()} == names
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["budgets"] == plan.results()
     assert "comparison.png" in (tmp_path / "comparison.md").read_text()
     assert read_image(tmp_path / "comparison.png").std() > 0
 
@@ -292,8 +273,11 @@ def call(monkeypatch, *args):
     ("args", "message"),
     [
         (("--seeds", 0), "seeds is 0; 1 or more is allowed"),
-        (("--steps", 0), "steps is 0"),
+        (("--budgets", "0:336"), "budgets: '0:336'; STEPS:IMAGES is allowed"),
+        (("--rates", "0.1"), "rates: [0.1]; two or more different positive ones are allowed"),
+        (("--rates", "-1", "0.1"), "rates: [-1.0, 0.1]"),
         (("--variants", "static", "x"), "invalid choice: 'x'"),
+        (("--data", "nowhere"), "nowhere"),
     ],
 )
 def test_errors_of_a_user(args, message, tmp_path, monkeypatch, capsys):
@@ -307,24 +291,29 @@ def test_errors_of_a_user(args, message, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.tool
 def test_the_whole_comparison(tmp_path, monkeypatch, capsys):
-    data, output = tiny.make_set(tmp_path / "data"), tmp_path / "out"
-    config, *more = tiny.arguments(data, tmp_path / "runs")
+    root, output = tiny.make_set(tmp_path / "data"), tmp_path / "out"
+    config, *more = tiny.arguments(root, tmp_path / "runs")
     own = ("trainer.max_steps", "trainer.val_check", "trainer.default_root", "temperature")
+    own += ("data.root", "trainer.accelerator", "trainer.devices")
     more = [argument for argument in more if not argument[2:].startswith(own)]
-    args = ["--config", config.partition("=")[2], "--variants", "odconv_4x", "static"]
-    args += ["--seeds", 1, "--steps", 2, "--device", "cpu", "--output", output]
+    args = ["--config", config.partition("=")[2], "--variants", "static", "odconv_4x", "se"]
+    args += ["--seeds", 1, "--budgets", "2:6", "--rates", 0.001, 0.002, "--data", root]
+    args += ["--tuning-images", 4, "--device", "cpu", "--output", output]
     monkeypatch.setenv("PYTHONPATH", str(tiny.REPOSITORY))
     call(monkeypatch, *args, "--", *more)
-    assert "[2/2]" in capsys.readouterr().out
-    content = json.loads((output / "comparison.json").read_text())
-    static, odconv = content["variants"]["static"], content["variants"]["odconv_4x"]
-    for entry in (static, odconv):
-        assert 0 <= entry["seeds"]["0"]["metrics"]["mask/AP"] <= 1
-        assert entry["costs"]["latency_seconds"]["median"] > 0
+    assert "9 trainings or more, 0 done before" in capsys.readouterr().out
+    written = json.loads((output / "comparison.json").read_text())
+    variants, measured = written["budgets"][0]["variants"], written["costs"]["variants"]
+    for name, found in variants.items():
+        assert 0 <= found["seeds"]["0"]["metrics"]["mask/AP"] <= 1
+        assert len(found["seeds"]["0"]["curve"]["losses"]) == 2
+        assert measured[name]["latency_seconds"]["median"] > 0
     for cost in ("parameters", "multiply_adds", "peak_bytes"):
-        assert odconv["costs"][cost] > static["costs"][cost] > 0
-    first = (output / "trials" / "static" / "seed_0" / "result.json").stat().st_mtime_ns
+        assert measured["odconv_4x"][cost] > measured["se"][cost] > measured["static"][cost] > 0
+    last = variants["static"]
+    folder = output / "trials" / "2_steps_6_images" / "test" / "static" / f"lr_{last['rate']:g}"
+    shutil.rmtree(folder)
     call(monkeypatch, *args, "--", *more)
-    assert "2 trainings, 2 done before" in capsys.readouterr().out
-    assert (output / "trials" / "static" / "seed_0" / "result.json").stat().st_mtime_ns == first
-    assert json.loads((output / "comparison.json").read_text()) == content
+    again = json.loads((output / "comparison.json").read_text())["budgets"][0]["variants"]
+    for name, found in again.items():
+        assert found["seeds"]["0"]["metrics"] == variants[name]["seeds"]["0"]["metrics"]

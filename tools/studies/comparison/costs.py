@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
 
 from condseg.cli.train import CommandLine
 from condseg.structures import Batch
 from condseg.training.module import CondInstModule
 from studies.benchmarks.inputs import inference
-from studies.comparison.trials import Budget
+from studies.comparison.variants import LAYERS
 from studies.measure import Spread, interleaved, machine, multiply_adds, parameters, peak_bytes
 
 ROUNDS = 30
 
 
 def measure(
-    variants: Sequence[str], budget: Budget, device: torch.device, threads: int
+    commands: Mapping[str, list[str]], device: torch.device, threads: int
 ) -> dict[str, Any]:
     """Parameters, operations and latency of a forward pass, peak memory of a training step.
 
@@ -29,11 +30,14 @@ def measure(
     validation image, in evaluation mode and float32. The costs of mask head and post-process
     depend on the number of objects and are the same for all variants. The training step is
     forward, losses and backward in float32 on the first training batch of seed 0.
+
+    Args:
+        commands: variant -> arguments of one of its trainings.
     """
     torch.set_num_threads(threads)
     modules: dict[str, CondInstModule] = {}
-    for name in variants:
-        module, image, trained = _build(name, budget)
+    for name, command in commands.items():
+        module, image, trained = _build(command)
         modules[name] = module.eval().to(device)
     image, trained = image.to(device), trained.to(device)  # the same for all
     facts = machine(device)
@@ -64,10 +68,11 @@ def _step(module: CondInstModule, batch: Batch) -> None:
     module.zero_grad()
 
 
-def _build(name: str, budget: Budget) -> tuple[CondInstModule, Batch, Batch]:
-    """The model of the trial's command line, a validation image, a training batch."""
-    command = [*budget.command(name), "--trainer.accelerator=cpu", "--trainer.devices=1"]
+def _build(command: list[str]) -> tuple[CondInstModule, Batch, Batch]:
+    """The model of a training's command line, a validation image, a training batch."""
+    command = [*command, "--trainer.accelerator=cpu", "--trainer.devices=1"]
     command += ["--data.val_batch_size=1", "--data.workers=0"]
+    set_parsing_settings(import_path_allowlist=[LAYERS])
     logging.disable(logging.INFO)  # Lightning's, of each network
     try:
         cli = CommandLine(command)

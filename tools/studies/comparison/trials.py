@@ -1,71 +1,59 @@
-"""The trainings: each in a process of its own; finished ones are kept, interrupted ones resumed."""
+"""What is trained: budgets, trainings and what they have in common."""
 
 from __future__ import annotations
 
-import csv
-import fcntl
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
-
+from studies.comparison.data import Sets
 from studies.comparison.variants import VARIANTS, arguments
-from studies.measure import machine
 from studies.report import write_json
-
-RESUME = "--ckpt_path=last"
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What all trials have in common.
+    """Length of a training and size of its training set.
 
     Attributes:
-        configs: configurations; later ones override earlier ones.
         steps: optimizer steps; the attentions' temperature falls in the first quarter.
-        arguments: further ones of the command line.
+        images: training images.
     """
 
-    configs: tuple[str, ...]
     steps: int
-    arguments: tuple[str, ...] = ()
+    images: int
 
-    def command(self, variant: str) -> list[str]:
-        """Arguments of the training, without seed and folder."""
-        options = {
-            "trainer.max_steps": self.steps,
-            "trainer.val_check_interval": self.steps,
-            "temperature.steps": self.steps // 4,
-            "last_checkpoint.every_n_steps": max(50, self.steps // 4),
-        }
-        return [
-            *(f"--config={name}" for name in self.configs),
-            *(f"--{key}={value}" for key, value in options.items()),
-            *arguments(VARIANTS[variant]),
-            *self.arguments,
-        ]
+    def __str__(self) -> str:
+        return f"{self.steps} steps, {self.images} images"
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training of a variant with a seed."""
+    """One training.
 
+    Attributes:
+        output: folder of the comparison.
+        budget: of the training.
+        part: the images that judge it, "tuning" or "test".
+        variant: name of what is trained.
+        rate: learning rate of the optimizer.
+        seed: of initialisation, order of images and augmentation.
+    """
+
+    output: Path
+    budget: Budget
+    part: str
     variant: str
+    rate: float
     seed: int
-    folder: Path
 
-    def __str__(self) -> str:
-        return f"{VARIANTS[self.variant].label}, seed {self.seed}"
+    @property
+    def folder(self) -> Path:
+        """Of its files; another training has another one."""
+        name = f"{self.budget.steps}_steps_{self.budget.images}_images"
+        place = self.output / "trials" / name / self.part / self.variant
+        return place / f"lr_{self.rate:g}" / f"seed_{self.seed}"
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -73,154 +61,57 @@ class Trial:
         path = self.folder / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-
-def trials(output: Path, variants: Sequence[str], seeds: int) -> list[Trial]:
-    """All trials, seed by seed, so that an interrupted comparison has whole rounds."""
-    return [
-        Trial(name, seed, output / "trials" / name / f"seed_{seed}")
-        for seed in range(seeds)
-        for name in variants
-    ]
+    def __str__(self) -> str:
+        name = f"{VARIANTS[self.variant].label}, learning rate {self.rate:g}, seed {self.seed}"
+        return f"{self.budget}, {self.part}: {name}"
 
 
-def check_budget(output: Path, budget: Budget) -> None:
-    """Write the budget into the folder; ValueError if the trials there had another one."""
-    path = output / "budget.json"
-    new: dict[str, Any] = json.loads(json.dumps(asdict(budget)))
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
-    for key in new:
-        if old.get(key) != new[key]:
-            there = f"{output} holds trials with {key} {old.get(key)}, not {new[key]}"
-            raise ValueError(f"output: {there}; choose another folder")
-    write_json(new, path)
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all trainings have in common.
 
-
-def run(
-    todo: Sequence[Trial],
-    budget: Budget,
-    train: Path,
-    jobs: int,
-    threads: int,
-    finished: Callable[[Trial], object],
-) -> None:
-    """Train what has no result yet, ``jobs`` at a time, in the order of ``todo``.
-
-    Args:
-        train: the script that trains.
-        threads: of each trial.
-        finished: called after each trial.
-
-    Raises:
-        ValueError: trials failed; the others are finished by then.
-        SystemExit: SIGTERM was received; running trials have written a checkpoint.
+    Attributes:
+        configs: configurations; later ones override earlier ones.
+        data: the data set: a folder, or "tabletop".
+        images: number of "tuning" and "test" images.
+        device: cpu, cuda, cuda:1, ...
+        arguments: further ones of the command line.
     """
-    failures: list[str] = []
-    running: dict[int, tuple[Trial, IO[str], subprocess.Popen[bytes]]] = {}
-    start, waiting = time.monotonic(), [t for t in todo if t.result is None]
-    count = len(waiting)
-    print(f"{len(todo)} trainings, {len(todo) - count} done before", flush=True)
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        while waiting or running:
-            code, cpu_seconds = 0, None
-            try:
-                if waiting and len(running) < jobs:
-                    trial = waiting.pop(0)
-                    log, process = _start(trial, budget, train, threads)
-                    if process is not None:
-                        running[process.pid] = trial, log, process
-                        continue
-                else:
-                    number, status, usage = os.wait4(-1, 0)
-                    if number not in running:
-                        continue
-                    trial, log, process = running.pop(number)
-                    process.returncode = code = os.waitstatus_to_exitcode(status)
-                    if RESUME not in str(process.args):  # that of a part is not that of the whole
-                        cpu_seconds = round(usage.ru_utime + usage.ru_stime, 2)
-                with log:
-                    metrics = _finish(trial, threads, code, cpu_seconds)
-            except ValueError as error:
-                failures.append(outcome := str(error))
-            else:
-                outcome = f"mask AP {metrics['mask/AP']:.3f}, box AP {metrics['box/AP']:.3f}"
-                finished(trial)
-            minutes = (time.monotonic() - start) / 60
-            done = count - len(waiting) - len(running)
-            print(f"[{done}/{count}] {minutes:.0f} min, {trial}: {outcome}", flush=True)
-    finally:
-        for action in (lambda number: os.kill(number, signal.SIGTERM), lambda n: os.waitpid(n, 0)):
-            for number in running:
-                with suppress(ProcessLookupError, ChildProcessError):
-                    action(number)
-        signal.signal(signal.SIGTERM, before)
-    if failures:
-        raise ValueError(f"{len(failures)} trainings failed: " + "; ".join(failures))
 
+    configs: tuple[str, ...]
+    data: str
+    images: dict[str, int]
+    device: str
+    arguments: tuple[str, ...] = ()
 
-def _start(
-    trial: Trial, budget: Budget, train: Path, threads: int
-) -> tuple[IO[str], subprocess.Popen[bytes] | None]:
-    """The locked log, and the training's process unless only its result is missing."""
-    runs, log = trial.folder / "run", trial.folder / "log.txt"
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    file = log.open("a", encoding="utf-8")
-    try:
-        # The training inherits the file, and with it the lock.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ValueError(f"{trial}: runs in another process, which writes {log}") from error
-    if _validation(runs) is not None:
-        return file, None
-    resumed = any(runs.glob("*/*/checkpoints/last.ckpt"))
-    command = [
-        *(sys.executable, str(train), *budget.command(trial.variant)),
-        *(f"--seed_everything={trial.seed}", f"--data.seed={trial.seed}"),
-        f"--trainer.default_root_dir={runs}",
-        *([RESUME] if resumed else []),
-    ]
-    print("+", *command, file=file, flush=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    return file, subprocess.Popen(
-        command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    def command(self, trial: Trial, sets: Sets) -> list[str]:
+        """Arguments of a training, without seed and folder."""
+        kind, _, index = self.device.partition(":")
+        steps = trial.budget.steps
+        options = {
+            "trainer.accelerator": kind,
+            "trainer.devices": f"[{index}]" if index else 1,
+            "trainer.max_steps": steps,
+            "trainer.val_check_interval": steps,
+            "temperature.steps": steps // 4,
+            "last_checkpoint.every_n_steps": max(50, steps // 4),
+            "model.optimizer.init_args.lr": trial.rate,
+        }
+        return [
+            *(f"--config={name}" for name in self.configs),
+            *sets.arguments(trial.budget.images, trial.part),
+            *(f"--{key}={value}" for key, value in options.items()),
+            *arguments(VARIANTS[trial.variant]),
+            *self.arguments,
+        ]
 
-
-def _finish(trial: Trial, threads: int, code: int, cpu_seconds: float | None) -> dict[str, float]:
-    """Write the result and delete the run; its metrics."""
-    runs, log = trial.folder / "run", trial.folder / "log.txt"
-    metrics = _validation(runs)
-    if code or metrics is None:
-        last = (log.read_text(encoding="utf-8").split("\n")[-2:] or [""])[0]
-        raise ValueError(f"{trial}: ended with code {code} ({last.strip()}), see {log}")
-    facts = machine(torch.device("cpu")) | {"threads": threads}
-    del facts["load_average_1min"]
-    content = {
-        "variant": trial.variant,
-        "seed": trial.seed,
-        "metrics": metrics,
-        "cpu_seconds": cpu_seconds,
-        "machine": facts,
-        "overrides": dict(VARIANTS[trial.variant].overrides),
-    }
-    for path in runs.glob("*/*/metrics.csv"):
-        shutil.copy(path, trial.folder)
-    result = trial.folder / "result.json"
-    write_json(content, result.with_suffix(".partial")).replace(result)
-    shutil.rmtree(runs)  # the checkpoints are large
-    return metrics
-
-
-def _validation(runs: Path) -> dict[str, float] | None:
-    """The metrics of the newest run's last validation: "mask/AP" and so on."""
-    for path in sorted(runs.glob("*/*/metrics.csv"), reverse=True):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("val/mask_AP")]
-        if rows:
-            return {
-                key.removeprefix("val/").replace("_", "/", 1): float(value)
-                for key, value in rows[-1].items()
-                if key.startswith("val/") and value
-            }
-    return None
+    def check(self, output: Path) -> None:
+        """Write it into the folder; ValueError if the trainings there had another one."""
+        path = output / "setting.json"
+        new: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else new
+        for key in new:
+            if old.get(key) != new[key]:
+                there = f"{output} holds trainings with {key} {old.get(key)}, not {new[key]}"
+                raise ValueError(f"output: {there}; choose another folder")
+        write_json(new, path)

@@ -10,6 +10,8 @@ from typing import Any
 CONV = "model.network.backbone.conv"
 WHERE = "model.network.backbone.where"
 FILTER = "model.network.mask_filter"
+LAYERS = "studies.comparison.squeeze"
+"""Module of this study's own layers, which a configuration may name only if that is allowed."""
 BASE = "static"
 
 
@@ -28,36 +30,36 @@ class Variant:
     overrides: Mapping[str, Any]
 
 
-def _backbone(label: str, layer: str, num_experts: int) -> Variant:
-    conv = {"class_path": f"condseg.layers.{layer}", "init_args": {"num_experts": num_experts}}
+def _backbone(layer: str, **options: Any) -> dict[str, Any]:
     # The same convolutions for all: those of strides 8 to 32, depthwise ones included. CondConv's
     # paper replaces only those of the last three blocks.
-    return Variant(label, "backbone", {CONV: conv, WHERE: [3, 4, 5]})
+    return {CONV: {"class_path": layer, "init_args": options}, WHERE: [3, 4, 5]}
 
 
-def _mask_filter(label: str, layer: str) -> Variant:
-    return Variant(label, "mask filter", {FILTER: {"class_path": f"condseg.layers.{layer}"}})
+def _mask_filter(layer: str) -> dict[str, Any]:
+    return {FILTER: {"class_path": f"condseg.layers.{layer}"}}
 
+
+ODCONV_4X = _backbone("condseg.layers.ODConv2d", num_experts=4)
+HDFNET = _mask_filter("DynamicDilatedPyramid2d")
 
 VARIANTS: dict[str, Variant] = {
     BASE: Variant("static", "none", {}),
-    "condconv": _backbone("CondConv", "CondConv2d", 8),
-    "dyconv": _backbone("DyConv", "DyConv2d", 4),
-    "dynet": _backbone("DyNet", "DyNetConv2d", 4),
-    "odconv_1x": _backbone("ODConv 1x", "ODConv2d", 1),
-    "odconv_4x": _backbone("ODConv 4x", "ODConv2d", 4),
-    "dfn": _mask_filter("DFN filter", "DynamicLocalFilter2d"),
-    "dmnet": _mask_filter("DMNet filter", "DynamicMultiScaleFilter2d"),
-    "hdfnet": _mask_filter("HDFNet filter", "DynamicDilatedPyramid2d"),
+    "odconv_1x": Variant(
+        "ODConv 1x", "backbone", _backbone("condseg.layers.ODConv2d", num_experts=1)
+    ),
+    "odconv_4x": Variant("ODConv 4x", "backbone", ODCONV_4X),
+    "condconv": Variant(
+        "CondConv", "backbone", _backbone("condseg.layers.CondConv2d", num_experts=8)
+    ),
+    "dyconv": Variant("DyConv", "backbone", _backbone("condseg.layers.DyConv2d", num_experts=4)),
+    "dynet": Variant("DyNet", "backbone", _backbone("condseg.layers.DyNetConv2d", num_experts=4)),
+    "se": Variant("squeeze and excitation", "gates", _backbone(f"{LAYERS}.SEConv2d")),
+    "dfn": Variant("DFN filter", "mask filter", _mask_filter("DynamicLocalFilter2d")),
+    "dmnet": Variant("DMNet filter", "mask filter", _mask_filter("DynamicMultiScaleFilter2d")),
+    "hdfnet": Variant("HDFNet filter", "mask filter", HDFNET),
+    "odconv_4x_hdfnet": Variant("ODConv 4x + HDFNet filter", "both", ODCONV_4X | HDFNET),
 }
-
-CLAIMS: tuple[tuple[str, str, str], ...] = (
-    *((name, BASE, f"{v.label} beats static") for name, v in VARIANTS.items() if name != BASE),
-    ("odconv_4x", "odconv_1x", "ODConv gains by more experts"),
-    ("odconv_1x", "condconv", "ODConv 1x beats CondConv"),
-    ("odconv_1x", "dyconv", "ODConv 1x beats DyConv"),
-)
-"""(better, worse, claim): the last three are from ODConv's paper, the others from each layer's."""
 
 
 def arguments(variant: Variant) -> list[str]:
