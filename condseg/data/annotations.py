@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from condseg.data.categories import check_unique_ids, fail, load_coco_json, parse_categories
+from condseg.data.limits import MAX_OBJECTS, MAX_PIXELS
 from condseg.data.masks import Segmentation, check_segmentation
 from condseg.structures import Category, Size, Supervision
 
@@ -41,6 +43,33 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """An entry of "annotations".
+
+    Attributes:
+        annotation_id: id in the json.
+        image: its image.
+        label: contiguous class.
+        crowd: whether it is a group of objects.
+        segmentation: None if it is not read.
+        bbox: (x, y, width, height); None if the json has none.
+        area: in pixels; None if the json has none.
+        visibility: the field of this name.
+        clipped: whether a part of it is outside the image.
+    """
+
+    annotation_id: int
+    image: ImageRecord
+    label: int
+    crowd: bool
+    segmentation: Segmentation | None
+    bbox: list[float | int] | None
+    area: float | int | None
+    visibility: object
+    clipped: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Annotations:
     """The content of a COCO json; label k is ``categories[k]``, ``counts`` are by description."""
 
@@ -52,24 +81,128 @@ class Annotations:
 def read_annotations(
     path: Path, supervision: Supervision = "masks", mask_fraction: float = 1.0
 ) -> Annotations:
-    """Reads and checks a COCO-format json.
+    """Reads and checks a COCO-format json for training.
 
     Args as of :class:`CocoDataset`.
 
     Raises:
         ValueError: with the file, the id, the field, its value and what is allowed.
     """
-    content = load_coco_json(path)
-    categories = parse_categories(path, content)
-    check_unique_ids(path, content, "images")
-    check_unique_ids(path, content, "annotations")
-    images = {entry["id"]: _image_record(path, entry) for entry in content["images"]}
-    labels = {category.id: label for label, category in enumerate(categories)}
-    reader = _ObjectReader(path, images, labels, supervision, mask_fraction)
-    for entry in content["annotations"]:
-        reader.add(entry)
-    counts = Counter(images=len(images), objects=sum(len(i.labels) for i in images.values()))
-    return Annotations(categories, list(images.values()), counts + reader.counts)
+    coco = CocoFile(path)
+    counts: Counter[str] = Counter()
+    for found in coco.objects(supervision, mask_fraction):
+        image = found.image
+        counts["objects partly outside the image, clipped"] += found.clipped
+        if found.crowd:
+            counts["crowds, not used as targets"] += 1
+            continue
+        if found.segmentation is None:
+            assert found.bbox is not None
+            box = _clipped_xyxy(found.bbox, image.size)
+            if box[0] >= box[2] or box[1] >= box[3]:
+                counts["objects with an empty box, skipped"] += 1
+                continue
+            image.boxes[len(image.labels)] = box
+            counts[BOX_ONLY] += 1
+        image.labels.append(found.label)
+        image.segmentations.append(found.segmentation)
+        if len(image.labels) > MAX_OBJECTS:
+            where = f"image {image.image_id} ({image.file_name})"
+            raise ValueError(f"{path}: {where} has more than {MAX_OBJECTS} objects, the max")
+    images = list(coco.images.values())
+    total = Counter(images=len(images), objects=sum(len(image.labels) for image in images))
+    return Annotations(coco.categories, images, total + counts)
+
+
+class CocoFile:
+    """A COCO-format json, checked before pycocotools, which does not check it, sees any of it.
+
+    Images have up to MAX_PIXELS pixels; polygons are at most one image size outside, and their
+    outlines have up to MAX_OUTLINE pixels. null is a field that is missing.
+
+    Attributes:
+        categories: sorted by id.
+        images: by id; without their objects.
+
+    Raises:
+        ValueError: with the file, the id, the field, its value and what is allowed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        content = load_coco_json(path)
+        self.path = path
+        self.categories = parse_categories(path, content)
+        check_unique_ids(path, content, "images")
+        check_unique_ids(path, content, "annotations")
+        self.images = {entry["id"]: _image_record(path, entry) for entry in content["images"]}
+        self._labels = {category.id: label for label, category in enumerate(self.categories)}
+        self._entries: list[dict[str, Any]] = content["annotations"]
+
+    def objects(
+        self, supervision: Supervision = "masks", mask_fraction: float = 1.0
+    ) -> Iterator[ObjectRecord]:
+        """Checks the annotations one after the other.
+
+        Raises:
+            ValueError: with the file, the id, the field, its value and what is allowed.
+        """
+        for entry in self._entries:
+            where = f"annotation {entry['id']}"
+            image = self.images.get(_int_or_none(entry.get("image_id")))
+            if image is None:
+                fail(self.path, where, "image_id", entry.get("image_id"), 'an id of "images"')
+            where += f" (image {image.image_id}, {image.file_name})"
+            reads_mask = _reads_mask(entry, supervision, mask_fraction)
+            yield self._object(entry, where, image, reads_mask)
+
+    def _object(
+        self, entry: dict[str, Any], where: str, image: ImageRecord, reads_mask: bool
+    ) -> ObjectRecord:
+        label = self._labels.get(_int_or_none(entry.get("category_id")))
+        if label is None:
+            ids = ", ".join(map(str, sorted(self._labels)[:10]))
+            allowed = f"one of {ids}{', ...' if len(self._labels) > 10 else ''}"
+            fail(self.path, where, "category_id", entry.get("category_id"), allowed)
+        crowd = entry.get("iscrowd")
+        if crowd not in (None, 0, 1):
+            fail(self.path, where, "iscrowd", crowd, "0 or 1")
+        area, bbox = entry.get("area"), entry.get("bbox")
+        if area is not None and not (_are_finite([area]) and area >= 0):
+            fail(self.path, where, "area", area, "a finite number >= 0, or none")
+        # A box is checked even where targets' boxes come from the masks: the file is wrong.
+        clipped = bbox is not None and self._check_box(where, bbox, image.size)
+        segmentation = None
+        if reads_mask:
+            try:
+                segmentation, outside = check_segmentation(entry.get("segmentation"), image.size)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {where}: {error}") from error
+            clipped |= outside
+        elif bbox is None:
+            allowed = "[x, y, width, height], since no segmentation of this object is read"
+            fail(self.path, where, "bbox", None, allowed)
+        return ObjectRecord(
+            entry["id"],
+            image,
+            label,
+            bool(crowd),
+            segmentation,
+            bbox,
+            area,
+            entry.get("visibility"),
+            clipped,
+        )
+
+    def _check_box(self, where: str, box: object, size: Size) -> bool:
+        """Checks a box (x, y, width, height); True if it exceeds the image and is clipped."""
+        if not isinstance(box, list) or len(box) != 4 or not _are_finite(box) or min(box[2:]) < 0:
+            fail(self.path, where, "bbox", box, "[x, y, width, height], finite, no negative sides")
+        x, y, width, height = map(float, box)
+        if x > size[1] or y > size[0] or x + width < 0 or y + height < 0:
+            allowed = f"a box that overlaps the image of {size[0]}x{size[1]} (height x width)"
+            fail(self.path, where, "bbox", box, allowed)
+        # Half a pixel beyond the border is rounding.
+        return bool(min(x, y) < -0.5 or x + width > size[1] + 0.5 or y + height > size[0] + 0.5)
 
 
 def _image_record(path: Path, entry: dict[str, Any]) -> ImageRecord:
@@ -80,85 +213,20 @@ def _image_record(path: Path, entry: dict[str, Any]) -> ImageRecord:
     for side in ("height", "width"):
         if type(entry.get(side)) is not int or entry[side] < 1:
             fail(path, where, side, entry.get(side), "an integer >= 1")
+    size = entry["height"], entry["width"]
+    if size[0] * size[1] > MAX_PIXELS:
+        fail(path, where, "height x width", size, f"up to {MAX_PIXELS} pixels")
     if not isinstance(depth, str | None):
         fail(path, where, "depth_file", depth, "a path relative to the json's folder, or null")
-    return ImageRecord(entry["id"], name, (entry["height"], entry["width"]), depth, [], [], {})
+    return ImageRecord(entry["id"], name, size, depth, [], [], {})
 
 
-class _ObjectReader:
-    """Checks annotations and adds them to the records of their images."""
-
-    def __init__(
-        self,
-        path: Path,
-        images: dict[int, ImageRecord],
-        labels: dict[int, int],
-        supervision: Supervision,
-        mask_fraction: float,
-    ) -> None:
-        self.path, self.images, self.labels = path, images, labels
-        self.supervision, self.mask_fraction = supervision, mask_fraction
-        self.counts: Counter[str] = Counter()
-
-    def add(self, entry: dict[str, Any]) -> None:
-        where = f"annotation {entry['id']}"
-        image = self.images.get(_int_or_none(entry.get("image_id")))
-        if image is None:
-            fail(self.path, where, "image_id", entry.get("image_id"), 'an id of "images"')
-        where += f" (image {image.image_id}, {image.file_name})"
-        label = self.labels.get(_int_or_none(entry.get("category_id")))
-        if label is None:
-            ids = ", ".join(map(str, sorted(self.labels)[:10]))
-            allowed = f"one of {ids}{', ...' if len(self.labels) > 10 else ''}"
-            fail(self.path, where, "category_id", entry.get("category_id"), allowed)
-        if entry.get("iscrowd", 0) not in (0, 1):
-            fail(self.path, where, "iscrowd", entry["iscrowd"], "0 or 1")
-        # A box is checked even where targets' boxes come from the masks: the file is wrong.
-        box_clipped = "bbox" in entry and self._check_box(where, entry["bbox"], image.size)
-        segmentation, mask_clipped = None, False
-        if self._reads_mask(image.image_id, entry):
-            try:
-                segmentation, mask_clipped = check_segmentation(
-                    entry.get("segmentation"), image.size
-                )
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {where}: {error}") from error
-        elif "bbox" not in entry:
-            allowed = "[x, y, width, height], since no segmentation of this object is read"
-            fail(self.path, where, "bbox", None, allowed)
-        self.counts["objects partly outside the image, clipped"] += box_clipped or mask_clipped
-        if entry.get("iscrowd", 0):
-            self.counts["crowds, not used as targets"] += 1
-            return
-        if segmentation is None:
-            box = _clipped_xyxy(entry["bbox"], image.size)
-            if box[0] >= box[2] or box[1] >= box[3]:
-                self.counts["objects with an empty box, skipped"] += 1
-                return
-            image.boxes[len(image.labels)] = box
-            self.counts[BOX_ONLY] += 1
-        image.labels.append(label)
-        image.segmentations.append(segmentation)
-
-    def _reads_mask(self, image_id: int, entry: dict[str, Any]) -> bool:
-        if self.supervision != "mixed":
-            return self.supervision == "masks"
-        digest = hashlib.sha256(str(image_id).encode()).digest()
-        chosen = int.from_bytes(digest[:8], "big") < self.mask_fraction * 2**64
-        return chosen and entry.get("segmentation") not in (None, [], {}, "")
-
-    def _check_box(self, where: str, box: object, size: Size) -> bool:
-        """Checks a box (x, y, width, height); True if it exceeds the image and is clipped."""
-        numbers = isinstance(box, list) and [type(v) in (int, float) for v in box] == [True] * 4
-        if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:  # type: ignore
-            fail(self.path, where, "bbox", box, "[x, y, width, height], finite, no negative sides")
-        assert isinstance(box, list)
-        x, y, width, height = box
-        if x > size[1] or y > size[0] or x + width < 0 or y + height < 0:
-            allowed = f"a box that overlaps the image of {size[0]}x{size[1]} (height x width)"
-            fail(self.path, where, "bbox", box, allowed)
-        # Half a pixel beyond the border is rounding.
-        return bool(min(x, y) < -0.5 or x + width > size[1] + 0.5 or y + height > size[0] + 0.5)
+def _reads_mask(entry: dict[str, Any], supervision: Supervision, mask_fraction: float) -> bool:
+    if supervision != "mixed":
+        return supervision == "masks"
+    digest = hashlib.sha256(str(entry["image_id"]).encode()).digest()
+    chosen = int.from_bytes(digest[:8], "big") < mask_fraction * 2**64
+    return chosen and entry.get("segmentation") not in (None, [], {}, "")
 
 
 def _clipped_xyxy(box: list[float | int], size: Size) -> Box:
@@ -168,4 +236,11 @@ def _clipped_xyxy(box: list[float | int], size: Size) -> Box:
 
 
 def _int_or_none(value: object) -> Any:
-    return value if isinstance(value, int) else None
+    return value if type(value) is int else None
+
+
+def _are_finite(values: list[Any]) -> bool:
+    try:
+        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    except OverflowError:  # an integer above the largest float
+        return False

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
 from condseg.structures import Category
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
 
 
 def read_categories(annotation_file: str | Path) -> tuple[Category, ...]:
@@ -30,9 +34,11 @@ def load_coco_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such annotation file")
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also a number of more digits than Python converts
         size = path.stat().st_size
         raise ValueError(f"{path}: not a valid json ({size} bytes, truncated?): {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: lists or objects are nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is a {type(content).__name__}; a COCO json is an object")
     for name in ("images", "annotations", "categories"):
@@ -43,8 +49,11 @@ def load_coco_json(path: Path) -> dict[str, Any]:
                 '"annotations" and "categories"'
             )
         for position, entry in enumerate(content[name]):
-            if not isinstance(entry, dict) or type(entry.get("id")) is not int:
-                raise ValueError(f'{path}: entry {position} of "{name}" has no integer "id"')
+            number = entry.get("id") if isinstance(entry, dict) else None
+            if type(number) is not int or not -(2**63) <= number < 2**63:
+                raise ValueError(
+                    f'{path}: entry {position} of "{name}" has no integer "id" of up to 64 bits'
+                )
     if not content["categories"]:
         raise ValueError(f'{path}: "categories" is empty; at least one category is required')
     return content
@@ -70,5 +79,10 @@ def check_unique_ids(path: Path, content: dict[str, Any], name: str) -> None:
 
 def fail(path: Path, where: str, name: str, value: object, allowed: str) -> NoReturn:
     """Raises the ValueError of an invalid entry: file, id, field, value and what is allowed."""
-    text = "missing" if value is None else repr(value)
+    text = "missing" if value is None else short(value)
     raise ValueError(f"{path}: {where}: {name} is {text}; allowed is {allowed}")
+
+
+def short(value: object) -> str:
+    """A value of a json for a message: long or deeply nested ones are abbreviated."""
+    return _REPR.repr(value)

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, UInt16
 from pycocotools import mask as coco_mask
 
+from condseg.data.categories import short
+from condseg.data.limits import MAX_OBJECTS, MAX_OUTLINE, MAX_PIXELS
 from condseg.structures import Size
 
 Segmentation = list[list[float | int]] | dict[str, Any]
@@ -33,7 +35,7 @@ def check_segmentation(value: object, size: Size) -> tuple[Segmentation, bool]:
         return _check_rle(value, size), False
     if not isinstance(value, list) or not value:
         raise ValueError(
-            f"segmentation is {_short(value)}; polygons or RLE are required to learn masks "
+            f"segmentation is {short(value)}; polygons or RLE are required to learn masks "
             "(data.supervision mixed learns objects without one from their bbox)"
         )
     outside = [_check_polygon(polygon, size) for polygon in value]
@@ -43,16 +45,16 @@ def check_segmentation(value: object, size: Size) -> tuple[Segmentation, bool]:
 def _check_polygon(polygon: object, size: Size) -> bool:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(
-            f"segmentation has the polygon {_short(polygon)}; allowed are lists x, y, x, y, ... "
+            f"segmentation has the polygon {short(polygon)}; allowed are lists x, y, x, y, ... "
             "of at least three points"
         )
     try:
         finite = math.isfinite(sum(polygon))
-    except TypeError:
+    except (TypeError, OverflowError):
         finite = False
     if not finite:
         raise ValueError(
-            f"segmentation has the polygon {_short(polygon)}; allowed are finite numbers"
+            f"segmentation has the polygon {short(polygon)}; allowed are finite numbers"
         )
     (height, width), xs, ys = size, polygon[::2], polygon[1::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
@@ -63,31 +65,41 @@ def _check_polygon(polygon: object, size: Size) -> bool:
         distance = "more than one image size"
     if distance:
         raise ValueError(
-            f"segmentation has a polygon at x {left}..{right}, y {top}..{bottom}, {distance} "
-            f"outside the image of {height}x{width} (height x width)"
+            f"segmentation has a polygon at x {short(left)}..{short(right)}, y {short(top)}.."
+            f"{short(bottom)}, {distance} outside the image of {height}x{width} (height x width)"
         )
+    if len(xs) * max(right - left, bottom - top) > MAX_OUTLINE:  # else it cannot be as long
+        points = np.array([*polygon, *polygon[:2]], dtype=np.float64).reshape(-1, 2)
+        outline = np.abs(np.diff(points, axis=0)).max(axis=1).sum()
+        if outline > MAX_OUTLINE:
+            raise ValueError(
+                f"segmentation has a polygon with an outline of {outline:.0f} pixels; allowed are "
+                f"up to {MAX_OUTLINE}"
+            )
     return bool(left < 0 or top < 0 or right > width or bottom > height)
 
 
 def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
-    counts = value.get("counts")
+    counts, pixels = value.get("counts"), size[0] * size[1]
     if not isinstance(value.get("size"), list | tuple) or tuple(value["size"]) != size:
         raise ValueError(
-            f"segmentation has the RLE size {_short(value.get('size'))}; its image has "
+            f"segmentation has the RLE size {short(value.get('size'))}; its image has "
             f"{list(size)} (height, width)"
         )
-    if isinstance(counts, str | bytes):
+    if isinstance(counts, str) and counts.isascii():
         lengths = _run_lengths(counts)
-    elif isinstance(counts, list) and all(type(c) is int for c in counts):
+    elif isinstance(counts, list) and all(type(c) is int and abs(c) <= MAX_PIXELS for c in counts):
         lengths = np.asarray(counts, dtype=np.int64)
     else:
         raise ValueError(
-            f"segmentation has the RLE counts {_short(counts)}; allowed are a string or integers"
+            f"segmentation has the RLE counts {short(counts)}; allowed are ASCII characters or "
+            f"integers 0..{pixels}"
         )
-    if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
+    # Each of them too, for the sum of very many can overflow.
+    if lengths.min(initial=0) < 0 or lengths.max(initial=0) > pixels or lengths.sum() != pixels:
         raise ValueError(
             f"segmentation has RLE counts of {lengths.sum()} pixels in total (shortest run "
-            f"{lengths.min(initial=0)}); its image has {size[0] * size[1]}"
+            f"{lengths.min(initial=0)}); its image has {pixels}"
         )
     if isinstance(counts, list):
         return dict(coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size))
@@ -95,13 +107,13 @@ def _check_rle(value: dict[str, Any], size: Size) -> dict[str, Any]:
 
 
 def _run_lengths(counts: str | bytes) -> np.ndarray:
-    """Run lengths of COCO's compressed RLE.
+    """Run lengths of COCO's compressed RLE, of which pycocotools decodes up to six characters.
 
     Each number is a sequence of characters 48 + bits, low bits first: five bits of the value, a
     sixth that is set if more follow; the fifth bit of the last one is the sign. From the fourth
     number on, it is the difference from the number before the previous one.
     """
-    invalid = f"segmentation has the RLE counts {_short(counts)}, which are invalid"
+    invalid = f"segmentation has the RLE counts {short(counts)}, which are invalid"
     counts = counts.encode() if isinstance(counts, str) else counts
     bits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if len(bits) == 0 or bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:
@@ -109,7 +121,7 @@ def _run_lengths(counts: str | bytes) -> np.ndarray:
     last = np.flatnonzero(bits & 32 == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     place = 5 * (np.arange(len(bits)) - np.repeat(first, last - first + 1))
-    if place.max() > 35:
+    if place.max() > 25:
         raise ValueError(invalid)
     numbers = np.add.reduceat((bits & 31) << place, first)
     numbers -= np.where(bits[last] & 16, np.int64(32) << place[last], 0)
@@ -118,12 +130,16 @@ def _run_lengths(counts: str | bytes) -> np.ndarray:
     return numbers
 
 
+def compressed(segmentation: Segmentation, size: Size) -> dict[str, Any]:
+    """The compressed RLE of a checked segmentation."""
+    if isinstance(segmentation, dict):
+        return segmentation
+    return dict(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
+
+
 def decode(segmentation: Segmentation, size: Size) -> Bool[np.ndarray, "h w"]:
     """The mask of a checked segmentation, equal to pycocotools' (whose decode is slower)."""
-    rle = segmentation
-    if isinstance(rle, list):
-        rle = coco_mask.merge(coco_mask.frPyObjects(rle, *size))
-    lengths = _run_lengths(rle["counts"])
+    lengths = _run_lengths(compressed(segmentation, size)["counts"])
     runs = np.arange(len(lengths)) % 2 == 1  # background first, down the columns
     return np.repeat(runs, lengths).reshape(size[::-1]).T
 
@@ -137,13 +153,13 @@ def to_layers(
     two maps instead of N masks, and each pixel keeps the index of its object.
 
     Args:
-        segmentations: N checked segmentations, fewer than 65535; None is not drawn.
+        segmentations: N checked segmentations, at most MAX_OBJECTS; None is not drawn.
         size: (height, width) of their image.
 
     Returns:
         At least one map; zeros if there are no objects.
     """
-    assert len(segmentations) < 1 << 16
+    assert len(segmentations) <= MAX_OBJECTS
     layers = [np.zeros(size, dtype=np.uint16)]
     for index, segmentation in enumerate(segmentations, start=1):
         if segmentation is None:
@@ -194,8 +210,3 @@ def _bounds(mask: np.ndarray) -> tuple[slice, slice] | None:
         return None
     rows = np.flatnonzero(mask.any(axis=1))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

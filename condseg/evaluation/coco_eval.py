@@ -127,7 +127,7 @@ class CocoEvaluator:
             if info.image_id in self._by_image:
                 raise ValueError(f"{where} was evaluated twice")
             height, width = of_image.masks.shape[1:]
-            stated = image.get("height", height), image.get("width", width)
+            stated = image["height"], image["width"]
             if (height, width) != stated:
                 raise ValueError(
                     f"{where} is {stated[0]} x {stated[1]} (height x width) in the file, its "

@@ -5,35 +5,62 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from condseg.data.categories import load_coco_json
+from condseg.data.annotations import CocoFile
+from condseg.data.masks import compressed
 from condseg.structures import Category
 
 
 def load_ground_truth(file: Path) -> tuple[COCO, list[str]]:
-    """A ground truth with the fields that pycocotools needs and some files lack, and notes."""
+    """A ground truth of checked entries, with the fields that pycocotools needs, and notes.
+
+    An area or a box that the file lacks is that of the mask.
+    """
+    coco = CocoFile(file)
+    notes: list[str] = []
+    annotations: list[dict[str, Any]] = []
+    for number, found in enumerate(coco.objects(), start=1):
+        assert found.segmentation is not None
+        if found.annotation_id == 0:
+            # pycocotools represents "matched with annotation 0" and "not matched" alike.
+            notes.append(
+                "annotation id 0 counts here; pycocotools on the bare file never matches it"
+            )
+        area, bbox = found.area, found.bbox
+        if area is None or bbox is None:
+            code = compressed(found.segmentation, found.image.size)
+            area = float(rle.area(code)) if area is None else area
+            bbox = rle.toBbox(code).tolist() if bbox is None else bbox
+        annotations.append(
+            {
+                "id": number,
+                "image_id": found.image.image_id,
+                "category_id": coco.categories[found.label].id,
+                "iscrowd": int(found.crowd),
+                "area": area,
+                "bbox": bbox,
+                "segmentation": found.segmentation,
+                "visibility": found.visibility,
+            }
+        )
     truth = COCO()
-    truth.dataset = load_coco_json(file)
-    annotations: list[dict[str, Any]] = truth.dataset["annotations"]
-    notes = []
-    if any(annotation["id"] == 0 for annotation in annotations):
-        # pycocotools represents "matched with annotation 0" and "not matched" alike.
-        notes.append("annotation id 0 counts here; pycocotools on the bare file never matches it")
-    for number, annotation in enumerate(annotations, start=1):
-        annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
+    truth.dataset = {
+        "images": [
+            {"id": key, "file_name": image.file_name}
+            | dict(zip(("height", "width"), image.size, strict=True))
+            for key, image in coco.images.items()
+        ],
+        "annotations": annotations,
+        "categories": [asdict(category) for category in coco.categories],
+    }
     with redirect_stdout(io.StringIO()):
         truth.createIndex()
-    for annotation in annotations:
-        if "area" not in annotation or "bbox" not in annotation:
-            code = truth.annToRLE(annotation)
-            annotation.setdefault("area", float(rle.area(code)))
-            annotation.setdefault("bbox", rle.toBbox(code).tolist())
     return truth, notes
 
 

@@ -95,12 +95,15 @@ class CondInstModule(LightningModule):
                     "--trainer.precision 32-true helps"
                 )
 
-    def on_validation_epoch_start(self) -> None:
+    def on_fit_start(self) -> None:
+        """Reads the ground truth, so that errors in it show before the training starts."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self._evaluator is None:
-            self._evaluator = CocoEvaluator(
-                data.val_annotation_file, data.categories, self.postprocess.max_detections
-            )
+        self._evaluator = CocoEvaluator(
+            data.val_annotation_file, data.categories, self.postprocess.max_detections
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        assert self._evaluator is not None
         self._evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What is read from a COCO json, and what is rejected."""
 
+import os
+
 import pytest
 
+from condseg.data import annotations
 from condseg.data.annotations import BOX_ONLY, read_annotations
 from condseg.data.datamodule import DataModule
 from condseg.data.dataset import CocoDataset
@@ -34,6 +37,12 @@ def repeat(name):
         (lambda c: c["images"].append({"file_name": "a"}), 'entry 3 of "images" has no integer'),
         (image(height=None), "image 101: height is missing"),
         (image(width=-3), "image 101: width is -3"),
+        (
+            image(height=10**9, width=10**9),
+            r"101: height x width is \(1000000000, .*50331648 pixels",
+        ),
+        (image(height=10**400), "image 101: height x width is .*50331648 pixels"),
+        (image(id=2**63), 'entry 1 of "images" has no integer "id" of up to 64 bits'),
         (image(file_name=""), "image 101: file_name is ''"),
         (image(depth_file=3), "image 101: depth_file is 3; allowed is a path"),
         (annotation(image_id=9), r"annotation 1003: image_id is 9; allowed is an id of"),
@@ -41,6 +50,11 @@ def repeat(name):
         (annotation(category_id=5), r"1003 \(image 101, 001.png\): category_id is 5.*one of 3, 7"),
         (annotation(category_id=None), "1003 .*: category_id is missing"),
         (annotation(iscrowd=2), "1003 .*: iscrowd is 2"),
+        (annotation(iscrowd=[]), r"1003 .*: iscrowd is \[\]"),
+        (annotation(area="120"), "1003 .*: area is '120'; allowed is a finite number >= 0"),
+        (annotation(area=-1), "1003 .*: area is -1"),
+        (annotation(area=10**400), "1003 .*: area is 1000"),
+        (annotation(bbox=[1, 2, 10**400, 4]), "1003 .*: bbox is .*finite"),
         (annotation(bbox=[1, 2, 3]), r"1003 .*: bbox is \[1, 2, 3\]"),
         (annotation(bbox=[1, 2, "3", 4]), "1003 .*: bbox is"),
         (annotation(bbox=[1, 2, -3, 4]), "1003 .*: bbox is .*no negative"),
@@ -59,13 +73,46 @@ def test_invalid_entries_are_named(coco_set, change, message):
         coco.open()
 
 
-@pytest.mark.parametrize("content", ["", '{"images": [', "[]", "\x00\x01", "3", None])
-def test_files_that_are_no_coco_json(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not a valid json .0 bytes"),
+        ('{"images": [', "not a valid json"),
+        ("[]", "is a list"),
+        ("\x00\x01", "not a valid json"),
+        ("3", "is a int"),
+        ("9" * 5000, "not a valid json .*4300 digits"),
+        ("[" * 100_000, "lists or objects are nested too deeply"),
+        (None, "no such annotation file"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_files_that_are_no_coco_json(tmp_path, content, message):
     file = tmp_path / "instances_train.json"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(ValueError, match=r"instances_train.json: (not a valid|is a|no such)"):
+    with pytest.raises(ValueError, match=f"instances_train.json: {message}"):
         CocoDataset(file, tmp_path)
+
+
+def test_long_values_are_abbreviated(coco_set):
+    coco = coco_set()
+    annotation(bbox=[[[[[[[[[]]]]]]]], *range(10**4)])(coco.content)
+    annotation(0, category_id="x" * 10**4)(coco.content)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"bbox is \[\[|category_id is 'xxx") as error:
+            coco.open()
+        assert len(str(error.value)) < 500
+        annotation(0, category_id=7)(coco.content)
+
+
+def test_too_many_objects_for_an_index_map(coco_set, monkeypatch):
+    coco = coco_set()
+    coco.add(101, [[1, 1, 3, 1, 3, 3]], [1, 1, 2, 2])
+    assert len(coco.open()[1].targets.labels) == 3
+    monkeypatch.setattr(annotations, "MAX_OBJECTS", 2)
+    with pytest.raises(ValueError, match=r"image 101 \(001.png\) has more than 2 objects, the max"):
+        coco.open()
 
 
 def test_crowds_are_counted_but_no_targets(coco_set):
@@ -81,6 +128,18 @@ def test_missing_images_are_listed(coco_set):
     for n in range(5):
         (coco.images / f"{n:03}.png").unlink()
     with pytest.raises(ValueError, match=r"5 of 9 image files .*000.png, .*001.png, .*002.png, \."):
+        coco.open()
+
+
+def test_what_is_no_file_is_listed_as_missing(coco_set):
+    coco = coco_set(sizes=[(8, 8)] * 4, objects=0)
+    paths = [coco.images / f"{n:03}.png" for n in range(4)]
+    for path in paths[1:]:
+        path.unlink()
+    paths[1].mkdir()
+    os.mkfifo(paths[2])
+    paths[3].symlink_to(paths[3])
+    with pytest.raises(ValueError, match=r"3 of 4 image files .*001.png, .*002.png, .*003.png$"):
         coco.open()
 
 

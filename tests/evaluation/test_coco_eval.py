@@ -1,5 +1,6 @@
 """The evaluator against pycocotools called directly."""
 
+import codecs
 import json
 import socket
 from dataclasses import asdict, replace
@@ -184,11 +185,22 @@ def renumber_categories(content):
             entry[key] = {3: 1, 7: 2, 90: 3}[entry[key]]
 
 
-@pytest.mark.parametrize("change", [remove_optional_fields, renumber_categories])
+def optional_fields_null(content):
+    for annotation in content["annotations"]:
+        annotation |= dict.fromkeys(("area", "bbox"))
+        if not annotation["iscrowd"]:
+            annotation["iscrowd"] = None
+
+
+@pytest.mark.parametrize(
+    "change", [remove_optional_fields, optional_fields_null, renumber_categories]
+)
 def test_equivalent_files_have_equal_results(scene, tmp_path, change):
     file, detections = scene
     _, expected = evaluated(file, detections)
-    _, report = evaluated(changed(file, tmp_path, change), detections)
+    other = changed(file, tmp_path, change)
+    other.write_bytes(codecs.BOM_UTF8 + other.read_bytes())
+    _, report = evaluated(other, detections)
     assert report.metrics == expected.metrics
     assert any("annotation id 0" in n for n in report.notes) == (change is remove_optional_fields)
 
@@ -252,6 +264,32 @@ def test_errors_name_the_file_and_the_image(scene, image, size, message):
     empty = replace(detections_of([], [], []), masks=torch.zeros(0, *size) > 0)
     with pytest.raises(ValueError, match=message):
         evaluator.update([info(image)], [empty])
+
+
+LARGE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("size", "segmentation", "message"),
+    [
+        ((LARGE, LARGE), [[0, 0, LARGE, 0, LARGE, LARGE, 0, LARGE]], "50331648 pixels"),
+        (SIZE, [[0, 0, LARGE, 0, LARGE, LARGE, 0, LARGE]], "more than one image size outside"),
+        (SIZE, [[0, 0, float("inf"), 0, 9, 9]], "finite"),
+        (SIZE, [[0, 0, 2**53, 0, 9, 9]], "more than one image size outside"),
+        (SIZE, {"size": list(SIZE), "counts": "o"}, "invalid"),
+        (SIZE, {"size": list(SIZE), "counts": [5]}, "5 pixels in total"),
+    ],
+)
+def test_what_pycocotools_cannot_read(scene, tmp_path, size, segmentation, message):
+    """It crashes on these, or never ends."""
+
+    def change(content):
+        content["images"][0] |= dict(zip(("height", "width"), size, strict=True))
+        content["annotations"] = content["annotations"][:1]
+        content["annotations"][0] |= {"segmentation": segmentation, "area": None}
+
+    with pytest.raises(ValueError, match=rf"changed\.json: (image 5|annotation 1 ).*{message}"):
+        CocoEvaluator(changed(scene[0], tmp_path, change), CATEGORIES)
 
 
 @pytest.mark.parametrize("content", ["[1,", '{"images": []}'])

@@ -158,6 +158,17 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert values[-1] < 0.8 * values[0]
 
 
+def test_the_ground_truth_is_read_before_the_first_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_ground_truth(*args: object) -> None:
+        raise ValueError("no ground truth")
+
+    monkeypatch.setattr("condseg.training.module.CocoEvaluator", no_ground_truth)
+    with pytest.raises(ValueError, match="no ground truth"):
+        losses(data, tmp_path, *SHORT)
+
+
 def test_mixed_precision(tmp_path: Path) -> None:
     """With more than one pixel before P7: torch 2.11's bfloat16 gradient of a strided convolution
     of one pixel reads uninitialised memory on the CPU."""
