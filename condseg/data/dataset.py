@@ -168,13 +168,17 @@ class CocoDataset(Dataset[Sample]):
         self.counts["depth maps"] = len(images)
 
     def _check_files(self, kind: str, paths: Iterable[Path]) -> None:
-        """Lists each folder once, which is much faster than checking each file."""
+        """Lists each folder once, which is much faster than checking each file.
+
+        A folder, device, pipe or broken link is no file.
+        """
         by_folder: dict[Path, list[str]] = defaultdict(list)
         for path in paths:
             by_folder[path.parent].append(path.name)
         missing: list[Path] = []
         for folder, names in by_folder.items():
-            present = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+            entries = os.scandir(folder) if folder.is_dir() else ()
+            present = {entry.name for entry in entries if _is_file(entry)}
             missing += [folder / name for name in names if name not in present]
         if missing:
             few = ", ".join(map(str, missing[:3]))
@@ -183,6 +187,13 @@ class CocoDataset(Dataset[Sample]):
                 f"{sum(map(len, by_folder.values()))} {kind} files are missing: {few}"
                 f"{', ...' if len(missing) > 3 else ''}"
             )
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # links in a circle
+        return False
 
 
 def _add_box_only(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps
 
+from condseg.data.limits import check_pixels
 from condseg.structures import Size
 
 _DEPTHS = (8, 10, 12, 14, 16)
+_BLOCK = 2**20  # pixels
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
@@ -28,12 +32,14 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
         upright: apply the EXIF orientation; otherwise return the pixels as stored.
 
     Raises:
-        ValueError: the file is missing, empty, truncated, no image, or has no defined white
-            (32-bit, floating point).
+        ValueError: the file is missing, empty, truncated, no image, has more than MAX_PIXELS
+            pixels (``condseg.data.limits``), or no defined white (32-bit, floating point).
     """
 
     def pixels(image: Image.Image) -> np.ndarray:
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image) if upright else image))
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
     return _read(Path(path), "image", pixels)
 
@@ -68,37 +74,50 @@ def read_depth(path: str | Path, size: Size) -> UInt16[np.ndarray, "h w"]:
 def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     """The pixels of a file; any error is a ValueError that names the file."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such {kind} file")
+        problem = f"no such {kind} file"
+        if os.path.lexists(path):
+            problem = "a folder, device, pipe or broken link; expected a file"
+        raise ValueError(f"{path}: {problem}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes); expected a {kind}")
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
+            image = Image.open(path)
+        with image:
+            check_pixels(image.height, image.width)
             image.load()
             return pixels(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"{path}: cannot be read as a {kind}: {error}") from error
+        article = "an" if kind == "image" else "a"
+        text = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read as {article} {kind}: {text}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+        return np.asarray(image)
     if image.mode.startswith("I"):
-        return _deep_grey(image)
+        return _deep_grey(np.asarray(image))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white; allowed are 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image).astype(np.int64)
+def _deep_grey(pixels: np.ndarray) -> np.ndarray:
     low, high = int(pixels.min()), int(pixels.max())
     if low < 0 or high >= 1 << 16:
         raise ValueError(f"grey values {low}..{high}; allowed is 0..65535")
     full = next((1 << depth) - 1 for depth in _DEPTHS if high < 1 << depth)
-    return Image.fromarray((pixels * 255 // full).astype(np.uint8)).convert("RGB")
+    rgb = np.empty((*pixels.shape, 3), dtype=np.uint8)
+    values, colours = pixels.reshape(-1, 1), rgb.reshape(-1, 3)
+    for start in range(0, len(values), _BLOCK):  # products of 32 bits for a few pixels at a time
+        block = slice(start, start + _BLOCK)
+        colours[block] = values[block].astype(np.uint32) * 255 // full
+    return rgb

@@ -1,3 +1,6 @@
+import os
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -85,5 +88,37 @@ def test_other_invalid_files_are_named(tmp_path):
     Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((2, 2), 1 << 20, dtype=np.int32)).save(tmp_path / "deep.tif")
     for name in ("text.jpg", "float.tif", "deep.tif", "missing.jpg", "."):
-        with pytest.raises(ValueError, match=r"text.jpg|8 or 16|0\.\.65535|no such"):
+        with pytest.raises(ValueError, match=r"text.jpg|8 or 16|0\.\.65535|no such|a folder"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link in a circle", "device"])
+def test_no_regular_file(tmp_path, kind):
+    """None of them hangs."""
+    path = tmp_path / "a.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path if kind == "link in a circle" else "/dev/zero")
+    with pytest.raises(ValueError, match=r"a.png: a folder, device, pipe or broken link"):
+        read_image(path)
+
+
+def test_images_above_the_limit(tmp_path):
+    """A file of a few hundred kilobytes."""
+    Image.new("1", (13000, 13000)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png: .* is 13000x13000 .* 1 to 50331648 pixels"):
+        read_image(tmp_path / "a.png")
+
+
+def test_memory_of_deep_grey(tmp_path):
+    """Besides the result, there are the file's pixels, in the order of two copies."""
+    path = saved(tmp_path, Image.fromarray(np.full((2000, 3000), 4000, np.uint16)), "a.png")
+    tracemalloc.start()
+    read = read_image(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read[0, 0].tolist() == [249] * 3
+    assert peak < 10 * 2000 * 3000
