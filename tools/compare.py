@@ -49,6 +49,8 @@ def main() -> None:
                         "default: generated tabletop scenes")  # fmt: skip
     parser.add_argument("--tuning-images", type=int, default=200)
     parser.add_argument("--test-images", type=int, default=400, help="of generated scenes")
+    parser.add_argument("--styles", type=int, default=1, help="of generated scenes, 1 to 8: plain, "
+                        "noisy, blurred, negative, foggy, ..., mixed")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each training and the costs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")

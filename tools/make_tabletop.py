@@ -25,6 +25,7 @@ import numpy as np
 from pycocotools import mask as rle
 from rich.progress import track
 from tabletop.render import SPLITS, Rendering, make_scene
+from tabletop.styles import STYLES
 from tabletop.things import CATEGORIES
 
 VERSION = "1.0"
@@ -54,7 +55,8 @@ def annotate(scene: Rendering, image_id: int) -> Annotations:
 def write_scene(index: int, *, args: argparse.Namespace, split: str) -> Annotations:
     """Renders one scene, writes image and depth map, and returns the annotations."""
     cv2.setNumThreads(1)
-    scene = make_scene(args.seed, split, index, *args.size)
+    width, height = args.size
+    scene = make_scene(args.seed, split, index, width, height, args.styles)
     jpeg, png = [cv2.IMWRITE_JPEG_QUALITY, args.quality], [cv2.IMWRITE_PNG_COMPRESSION, 9]
     for file, pixels, options in (
         (f"{split}/{index:06d}.jpg", scene.image[..., ::-1], jpeg),
@@ -86,7 +88,7 @@ def write_split(args: argparse.Namespace, split: str, count: int) -> None:
 
 def information(args: argparse.Namespace, split: str) -> dict[str, Any]:
     """What the COCO file says of itself."""
-    return {
+    info: dict[str, Any] = {
         "description": f"tabletop, {split}: rendered by tools/make_tabletop.py",
         "version": VERSION,
         "seed": args.seed,
@@ -94,6 +96,7 @@ def information(args: argparse.Namespace, split: str) -> dict[str, Any]:
         "depth": "uint16 millimetres along the camera's axis, 0 = no measurement",
         "visibility": "the part of a thing's pixels that nothing hides, within the picture",
     }
+    return info | ({"styles": args.styles} if args.styles > 1 else {})
 
 
 def earlier(args: argparse.Namespace, split: str, path: Path) -> Annotations:
@@ -107,7 +110,7 @@ def earlier(args: argparse.Namespace, split: str, path: Path) -> Annotations:
     content = json.loads(path.read_text())
     sizes = {(image["width"], image["height"]) for image in content["images"]}
     if content["info"] != information(args, split) or not sizes <= {tuple(args.size)}:
-        raise ValueError(f"--resume: {path} has scenes of another version, seed or size")
+        raise ValueError(f"--resume: {path} has scenes of another version, seed, size or style")
     annotations: Annotations = content["annotations"]
     return annotations
 
@@ -149,12 +152,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(320, 240), metavar=("WIDTH", "HEIGHT")
     )
+    parser.add_argument(
+        "--styles", type=int, default=1, help="kinds of images, mixed: noise, fog, ... (default 1)"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--quality", type=int, default=82, help="of the JPEG files (default 82)")
     parser.add_argument("--resume", action="store_true", help="keep the scenes that OUT has")
     args = parser.parse_args(argv)
     ranges = {"train": (0, 1_000_000), "val": (0, 1_000_000), "seed": (0, 2**32 - 1)}
-    ranges |= {"workers": (1, 1024), "quality": (1, 100)}
+    ranges |= {"workers": (1, 1024), "quality": (1, 100), "styles": (1, len(STYLES))}
     for name, (low, high) in ranges.items():
         if not low <= getattr(args, name) <= high:
             parser.error(f"--{name} {getattr(args, name)}: must be {low} to {high}")

@@ -15,6 +15,7 @@ import pytest
 from pycocotools.coco import COCO
 from support.coco import pycocotools
 from tabletop.render import Rendering
+from tabletop.styles import STYLES, apply
 
 from condseg.data.files import TABLETOP
 
@@ -152,7 +153,7 @@ def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
     """It becomes the same set, and only the missing scenes are rendered."""
     rendered_scenes = tmp_path / "scenes"
 
-    def fake_scene(seed, split, index, width, height):
+    def fake_scene(seed, split, index, width, height, styles):
         with rendered_scenes.open("a") as file:
             file.write(f"{split} {index}\n")
         masks = list(
@@ -173,7 +174,7 @@ def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
     assert files_of(parts) == files_of(whole)
     make_tabletop.main([str(parts), "--train", "2", "--val", "0", "--resume"])
     assert files_of(parts) == files_of(whole)
-    for other in (["--seed", "1"], ["--size", "64", "64"]):
+    for other in (["--seed", "1"], ["--size", "64", "64"], ["--styles", "2"]):
         with pytest.raises(SystemExit) as stop:
             make_tabletop.main([str(parts), "--train", "6", "--val", "1", "--resume", *other])
         assert stop.value.code == 2
@@ -181,7 +182,7 @@ def test_an_interrupted_set_goes_on(tmp_path, monkeypatch):
 
 
 def test_annotations_are_written_while_rendering(tmp_path, monkeypatch):
-    def fail_late(seed, split, index, width, height):
+    def fail_late(seed, split, index, width, height, styles):
         if index == 3:
             raise RuntimeError("interrupted")
         image = np.zeros((height, width, 3), np.uint8)
@@ -199,12 +200,40 @@ def test_annotations_are_written_while_rendering(tmp_path, monkeypatch):
     assert [a["image_id"] for a in content["annotations"]] == [0, 1]
 
 
+def test_styles_differ_and_the_first_is_plain():
+    image = cv2.imread(str(TABLETOP / "val" / "000000.jpg"))[..., ::-1]
+    depth = cv2.imread(str(TABLETOP / "depth" / "val" / "000000.png"), cv2.IMREAD_UNCHANGED)
+    styled = [apply(k, image, depth, np.random.default_rng(0)) for k in range(len(STYLES))]
+    assert styled[0] is image
+    for k, one in enumerate(styled):
+        assert (one.shape, one.dtype) == (image.shape, np.uint8)
+        assert one.std() > 8  # something is seen
+        for other in styled[:k]:
+            assert np.abs(one.astype(int) - other).mean() > 4
+
+
+@needs_pybullet
+@pytest.mark.slow
+def test_scenes_of_all_styles_have_the_same_annotations(tmp_path):
+    for styles in (1, 2):
+        render(tmp_path / str(styles), "--train", 2, "--val", 0, "--styles", styles)
+    one, two = (json.loads((tmp_path / n / "instances_train.json").read_text()) for n in "12")
+    assert one["annotations"] == two["annotations"]
+    (plain, first), (other, second) = (
+        [(tmp_path / n / "train" / f"{name}.jpg").read_bytes() for n in "12"]
+        for name in ("000000", "000001")
+    )
+    assert plain == first
+    assert other != second
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--train", "-1"], "--train -1: must be 0"),
         (["--quality", "101"], "--quality 101: must be 1 to 100"),
         (["--size", "32", "240"], "--size 32 240: both must be 64 or more"),
+        (["--styles", "9"], "--styles 9: must be 1 to 8"),
         (["--workers", "0"], "--workers 0: must be 1"),
         ([], "pip install pybullet"),
     ],

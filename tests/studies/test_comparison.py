@@ -184,13 +184,14 @@ def test_missing_scenes_are_generated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "GENERATOR", generator)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for train in (6, 6, 5, 9):
-        folder = data.generate(train, 4, 2)
+        folder = data.generate(train, 4, 1, 2)
     assert folder == tmp_path / "condseg" / "tabletop"
-    expected = [f"--resume --train={n} --val=4 --seed=1 --workers=2" for n in (6, 9)]
+    expected = [f"--resume --train={n} --val=4 --seed=1 --styles=1 --workers=2" for n in (6, 9)]
     assert (folder / "calls").read_text().splitlines() == expected
+    assert data.generate(6, 4, 8, 2) == tmp_path / "condseg" / "tabletop_8"
     generator.write_text("raise SystemExit(2)")
     with pytest.raises(ValueError, match="ended with code 2"):
-        data.generate(10, 4, 2)
+        data.generate(10, 4, 1, 2)
 
 
 def test_differences():

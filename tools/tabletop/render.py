@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from tabletop.colour import Array, Rng, blend, colours, linear, noise, smooth
+from tabletop.styles import apply
 from tabletop.view import Camera, Light, choose_camera, choose_light, ground_paint
 from tabletop.world import MAX_OVERLAP, World, populate
 
@@ -247,8 +248,13 @@ def prune(world: World, camera: Camera) -> bool:
     return False
 
 
-def make_scene(seed: int, split: str, index: int, width: int, height: int) -> Rendering:
-    """The scene with this index; an attempt without two things at rest is repeated."""
+def make_scene(
+    seed: int, split: str, index: int, width: int, height: int, styles: int = 1
+) -> Rendering:
+    """The scene with this index; an attempt without two things at rest is repeated.
+
+    With several styles, consecutive scenes have different ones; the scenes are the same.
+    """
     for attempt in range(50):
         rng = np.random.default_rng([seed, SPLITS.index(split), index, attempt])
         with tempfile.TemporaryDirectory() as folder:
@@ -257,7 +263,9 @@ def make_scene(seed: int, split: str, index: int, width: int, height: int) -> Re
                 count = min(2 + int(rng.poisson(4.5)), 12)
                 camera = choose_camera(rng, width * SUPERSAMPLE, height * SUPERSAMPLE, count)
                 if populate(world, rng, count) and prune(world, camera):
-                    return draw(world, camera, rng)
+                    scene = draw(world, camera, rng)
+                    image = apply(index % styles, scene.image, scene.depth, rng)
+                    return replace(scene, image=image)
             finally:
                 world.close()
     raise RuntimeError(f"no scene for seed {seed}, {split} {index} in 50 attempts")

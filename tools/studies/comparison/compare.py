@@ -32,7 +32,7 @@ def compare(args: argparse.Namespace, train: Path) -> None:
         ValueError: an argument is not allowed, the folder holds trainings of another setting, or
             trainings failed.
     """
-    numbers = ("seeds", "tuning_seeds", "tuning_images", "test_images", "jobs", "threads")
+    numbers = ("seeds", "tuning_seeds", "tuning_images", "test_images", "styles", "jobs", "threads")
     for name in numbers:
         if getattr(args, name) < 1:
             raise ValueError(f"{name} is {getattr(args, name)}; 1 or more is allowed")
@@ -45,7 +45,7 @@ def compare(args: argparse.Namespace, train: Path) -> None:
     sets = _sets(args, budgets)
     setting = Setting(
         tuple(map(str, args.config)),
-        str(args.data or "tabletop"),
+        str(args.data or f"tabletop{f' in {args.styles} styles' if args.styles > 1 else ''}"),
         {"tuning": args.tuning_images, "test": sets.tests},
         str(device),
         tuple(args.arguments),
@@ -69,7 +69,7 @@ def _sets(args: argparse.Namespace, budgets: Sequence[Budget]) -> data.Sets:
     folder, sizes = args.output / "annotations", sorted({b.images for b in budgets})
     if args.data is not None:
         return data.split(args.data, folder, args.tuning_images, sizes)
-    root = data.generate(args.tuning_images + sizes[-1], args.test_images, args.jobs)
+    root = data.generate(args.tuning_images + sizes[-1], args.test_images, args.styles, args.jobs)
     return data.split(root, folder, args.tuning_images, sizes, args.test_images, shuffle=False)
 
 

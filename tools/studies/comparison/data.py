@@ -100,17 +100,17 @@ def _write(content: dict[str, Any], entries: list[dict[str, Any]], path: Path) -
     write_json(content | {"images": entries, "annotations": objects}, path)
 
 
-def generate(train: int, test: int, workers: int) -> Path:
+def generate(train: int, test: int, styles: int, workers: int) -> Path:
     """The folder of generated scenes; those that are missing are rendered.
 
     It is ``$XDG_CACHE_HOME/condseg/tabletop`` (or below ``~/.cache``): rendering takes seconds an
-    image, and all comparisons use the same scenes.
+    image, and all comparisons use the same scenes. With several styles it is ``tabletop_<styles>``.
 
     Raises:
         ValueError: the generator has failed; it has said why.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condseg"
-    folder = cache / "tabletop"
+    folder = cache / ("tabletop" if styles == 1 else f"tabletop_{styles}")
     folder.mkdir(parents=True, exist_ok=True)
     wanted: dict[str, int] = {"train": train, "val": test}
     with (folder / "lock").open("w") as file:
@@ -118,7 +118,7 @@ def generate(train: int, test: int, workers: int) -> Path:
         there = {name: _count(folder / f"instances_{name}.json") for name in wanted}
         if any(there[name] < count for name, count in wanted.items()):
             print(f"rendering {train} + {test} scenes into {folder}", flush=True)
-            options: dict[str, Any] = wanted | {"seed": SEED, "workers": workers}
+            options: dict[str, Any] = wanted | {"seed": SEED, "styles": styles, "workers": workers}
             command = [sys.executable, str(GENERATOR), str(folder), "--resume"]
             command += [f"--{name}={value}" for name, value in options.items()]
             if code := subprocess.run(command, check=False).returncode:
