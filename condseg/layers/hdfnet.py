@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from condseg.layers.local_filter import filter_locally
-from condseg.layers.parts import Norm, check_sizes, map_norm, positive, resize_like
+from condseg.layers.parts import Norm, check_count, check_sizes, map_norm, positive, resize_like
 from condseg.layers.winograd import Conv3x3
 
 
@@ -61,7 +61,8 @@ class DenseLayer2d(nn.Module):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        positive(reduction=reduction, steps=steps)
+        positive(reduction=reduction)
+        check_count(steps=steps)
         width = max(out_channels // reduction, 1)
         self.down = nn.Conv2d(in_channels, width, 1)
         self.denseblock = nn.ModuleList(

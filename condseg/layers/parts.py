@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 Norm = Literal["batch", "layer", "none"]
 
+MAX_COUNT = 100
+"""Of repeated parts: convolutions of a tower, layers, experts."""
+MAX_SIZE = 255
+"""Of a filter or a dilation, in pixels of a map."""
+
 
 class Annealed(nn.Module):
     """A layer whose attention has a temperature: a buffer, saved with the model.
@@ -130,8 +135,18 @@ def pool(x: Float[Tensor, "b c *s"], like: Tensor) -> Float[Tensor, "b c"]:
 
 def positive(**values: int | float) -> None:
     for name, value in values.items():
-        if value <= 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"{name}={value} must be positive")
+
+
+def check_count(smallest: int = 1, **values: int) -> None:
+    """Raises ValueError unless each number of repeated parts is allowed.
+
+    A larger one is a mistake, and takes minutes and all memory to build.
+    """
+    for name, value in values.items():
+        if not smallest <= value <= MAX_COUNT:
+            raise ValueError(f"{name} is {value}; {smallest} to {MAX_COUNT} is allowed")
 
 
 def init_like_conv_(weight: Tensor, bias: Tensor | None) -> None:
@@ -144,8 +159,9 @@ def init_like_conv_(weight: Tensor, bias: Tensor | None) -> None:
 
 
 def check_sizes(name: str, values: Sequence[int]) -> tuple[int, ...]:
-    if not values or any(v < 1 for v in values):
-        raise ValueError(f"{name}={tuple(values)} must be integers >= 1")
+    """Sizes or dilations of parallel filters in pixels of a map, one or several."""
+    if not 1 <= len(values) <= MAX_COUNT or not all(1 <= v <= MAX_SIZE for v in values):
+        raise ValueError(f"{name}={tuple(values)} must be integers >= 1 and <= {MAX_SIZE}")
     return tuple(values)
 
 

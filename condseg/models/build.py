@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from condseg.layers.parts import check_count, positive
 from condseg.models.backbones.backbone import Backbone
 from condseg.models.condinst import CondInst
 from condseg.models.heads.base import HeadFactory
@@ -49,8 +50,12 @@ def build_condinst(
             a network that takes no depth.
 
     Raises:
-        ValueError: ``depth_channels`` is below 1, or there is no ``mask_filter`` to guide.
+        ValueError: a number is outside its range, or there is no ``mask_filter`` to guide.
     """
+    positive(num_classes=num_classes, channels=channels, mask_branch_channels=mask_branch_channels)
+    positive(mask_features=mask_features, mask_head_channels=mask_head_channels)
+    check_count(0, mask_branch_convs=mask_branch_convs)
+    check_count(mask_head_layers=mask_head_layers)
     if depth_channels is not None and mask_filter is None:
         raise ValueError(
             f"depth_channels is {depth_channels}, but there is no mask_filter for depth to guide; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from torch import Tensor
 
 from condseg.models.backbones.backbone import Backbone
-from condseg.models.backbones.files import read_pickled
+from condseg.models.backbones.files import load_strict, named_tensors
+from condseg.models.backbones.pickled import read_pickled
 from condseg.models.build import build_condinst
 from condseg.models.condinst import CondInst
 from condseg.models.losses.masks import MaskLoss
 from condseg.models.postprocess import PostProcess, postprocess_arguments
 from condseg.structures import Category
+from condseg.zoo.recipe import check_recipe, recipe_categories, recipe_sides
 
 Network = class_from_function(build_condinst, name="Network")
 """``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
@@ -92,9 +93,20 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
     if not Path(path).is_file():
         raise ValueError(f"checkpoint {os.fspath(path)}: no such file")
     content = read_pickled(Path(path), "checkpoint", device)
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise ValueError(f"checkpoint {os.fspath(path)}: not written by condseg (no state_dict)")
-    return content
+    check_content(content, f"checkpoint {os.fspath(path)}")
+    return dict(content)
+
+
+def check_content(content: Any, source: str) -> None:
+    """Checks that it has the form of a checkpoint: named tensors under ``state_dict``.
+
+    Raises:
+        ValueError: it has not; the message begins with ``source``.
+    """
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source}: not written by condseg (no tensors under state_dict)")
+    named_tensors(state, source)
 
 
 def restore(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Restored:
@@ -110,7 +122,7 @@ def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The entry from which a checkpoint's model is built.
 
     Raises:
-        ValueError: the checkpoint has none.
+        ValueError: the checkpoint has none, or it is wrong.
     """
     recipe = content.get(RECIPE)
     if not isinstance(recipe, dict):
@@ -118,7 +130,16 @@ def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source}: not written by tools/train.py (no entry {RECIPE!r} from which to build "
             "the model); other projects' checkpoints are converted by tools/convert.py"
         )
+    try:
+        check_recipe(recipe)
+    except ValueError as error:
+        raise _incompatible(source, error) from error
     return recipe
+
+
+def _incompatible(source: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{source}: not compatible with this version of condseg ({reason[:300]})")
 
 
 def network_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -135,20 +156,34 @@ def restore_content(
     content: Mapping[str, Any], source: str, device: str | torch.device = "cpu"
 ) -> Restored:
     """Like :func:`restore`, for the content of a checkpoint; ``source`` is for messages."""
+    recipe = check_fit(content, source)
+    network, postprocess = build(recipe["model"])
+    load_strict(network, network_state(content), source=source)
+    return Restored(
+        network.eval().to(device),
+        postprocess,
+        recipe_categories(recipe),
+        *recipe_sides(recipe),
+        data=recipe.get("data", {}),
+    )
+
+
+def check_fit(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The recipe of a checkpoint, after its network was built without memory (on the meta device).
+
+    A network that has the shapes of the checkpoint's tensors needs no more memory than these.
+
+    Raises:
+        ValueError: the recipe is wrong, or the tensors are not those of its network.
+    """
     recipe = recipe_of(content, source)
     try:
-        network, postprocess = build(recipe["model"])
-        network.load_state_dict(network_state(content))
-        categories = tuple(Category(**entry) for entry in recipe["categories"])
-        sizes = int(recipe["short_side"]), int(recipe["max_long_side"])
-    except (ArgumentError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        lines = " ".join(str(error).split())
-        raise ValueError(
-            f"{source}: not compatible with this version of condseg ({lines[:300]})"
-        ) from error
-    return Restored(
-        network.eval().to(device), postprocess, categories, *sizes, data=recipe.get("data", {})
-    )
+        with torch.device("meta"):
+            network, _ = build(recipe["model"])
+    except Exception as error:  # constructors refuse absurd arguments with any of them
+        raise _incompatible(source, error) from error
+    load_strict(network, network_state(content), source=source)
+    return recipe
 
 
 def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:

@@ -13,12 +13,15 @@ import torchvision
 from torch import Tensor, nn
 
 from condseg.data.categories import read_categories
-from condseg.models.backbones.files import load_strict, read_pickled, read_state
+from condseg.models.backbones.files import load_strict, read_state
+from condseg.models.backbones.pickled import read_pickled
 from condseg.structures import Category
 from condseg.zoo.checkpoint import (
     RECIPE,
     Restored,
     build,
+    check_content,
+    check_fit,
     network_state,
     newest_best,
     recipe_of,
@@ -137,6 +140,8 @@ def start_content(source: str) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         content = read_pickled(path, "--init_from")
         if isinstance(content, dict) and RECIPE in content:
+            check_content(content, f"--init_from {path}")
+            check_fit(content, f"--init_from {path}")
             return content
     return convert(path)
 

@@ -82,5 +82,5 @@ def test_gradients_on_maps_of_one_pixel(autocast: bool) -> None:
 
 
 def test_bifpn_without_a_repeat() -> None:
-    with pytest.raises(ValueError, match="num_repeats is 0; 1 or more is allowed"):
+    with pytest.raises(ValueError, match="num_repeats is 0; 1 to 100 is allowed"):
         BiFPN((8, 16, 32), 64, 0)

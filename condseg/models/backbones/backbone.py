@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from condseg.layers import ConvFactory
+from condseg.layers.parts import positive
 from condseg.layers.winograd import use_conv3x3_
 from condseg.models.backbones.base import FeatureExtractor
 from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
@@ -82,6 +83,7 @@ class Backbone(FeatureExtractor):
         super().__init__()
         if not 0 <= freeze_stages <= 5:
             raise ValueError(f"freeze_stages={freeze_stages}: 0 (all train) to 5 (none does)")
+        positive(width=width, stem_width=stem_width)
         state, source = read_file(weights, conv is not None)
         published = weights if state is None else None
         if name in BLOCKS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,20 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from condseg.models.backbones.pickled import read_pickled
+
 log = logging.getLogger(__name__)
 
-# What numpy arrays are pickled with, under the names of numpy 1 and 2: the only additions to what
-# torch itself reads with weights_only.
-_NUMPY: list[Any] = [
-    *(
-        (value.__reduce__()[0], f"{module}.multiarray.{name}")
-        for value, name in ((np.empty(0), "_reconstruct"), (np.float64(), "scalar"))
-        for module in ("numpy.core", "numpy._core")
-    ),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(code)) for code in "efdbhilqB?"),
-]
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_DTYPES = {*_FLOATS, *_INTEGERS}
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
@@ -51,47 +43,46 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"weights: {path} holds a {type(content).__name__}, not named tensors")
-    content = {k: _as_tensor(v) for k, v in content.items()}
-    wrong = [str(k) for k, v in content.items() if not isinstance(v, Tensor)]
-    if wrong:
-        raise ValueError(f"weights: in {path} these are not tensors: {', '.join(wrong[:5])}")
-    return {str(k).removeprefix("module."): v for k, v in content.items()}
+    state = named_tensors({k: _as_tensor(v) for k, v in content.items()}, f"weights: {path}")
+    return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-def read_pickled(path: Path, what: str, device: str | torch.device = "cpu") -> Any:
-    """Reads a file of ``torch.save`` without executing code in it; messages begin with ``what``.
+def named_tensors(content: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
+    """The content, whose entries must all be tensors of numbers that are in the file.
+
+    Sparse, quantized, complex and 8-bit floating-point tensors do not fit any network, nor do
+    those that repeat few numbers of the file, and so are larger than the file.
 
     Raises:
-        ValueError: a damaged file, or one that holds more than tensors, numpy arrays and plain
-            data (the message names what was refused).
+        ValueError: another entry; messages begin with ``source``.
     """
-    try:
-        with torch.serialization.safe_globals(_NUMPY):
-            return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = (
-            f"holds {refused[1]}, and pickled code is never executed; a file of tensors alone "
-            "(a state dict) is allowed"
-            if refused
-            else f"is damaged, or holds more than tensors (pickled code is never executed): "
-            f"{str(error).splitlines()[0]}"
+    wrong = [str(key) for key, value in content.items() if not _is_plain(value)]
+    if wrong:
+        raise ValueError(
+            f"{source}: these are not tensors: {_first(wrong)}; tensors of numbers are allowed"
         )
-        raise ValueError(f"{what}: {path} {reason}") from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise ValueError(f"{what}: {path} cannot be read, is it whole? {lines[0]}") from error
+    return {str(key): value for key, value in content.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in _DTYPES
+        and value.layout is torch.strided
+        and not value.is_meta
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _as_tensor(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8:
+        native = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+        return torch.from_numpy(native).reshape(value.shape)
     return value
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise ValueError(
@@ -99,7 +90,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
     try:
         return dict(load_file(path))
-    except SafetensorError as error:
+    except Exception as error:  # its header may state any types and shapes
         raise ValueError(f"weights: {path} cannot be read, is it whole? {error}") from error
 
 
@@ -124,7 +115,8 @@ def load_strict(
         may_be_missing: keys whose tensors in the network are kept.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or of another shape (both shapes are named).
+        ValueError: a tensor is missing, unknown, of another shape (both shapes are named), or not
+            finite.
     """
     left_out = left_out or {}
     own = network.state_dict()
@@ -137,17 +129,31 @@ def load_strict(
         if k in state and state[k].shape != own[k].shape
     ]
     problems = [
-        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        f"{what}: {_first(keys)}"
         for what, keys in (("missing", missing), ("unknown", unknown), ("other shape", unlike))
         if keys
     ]
     if problems:
         raise ValueError(f"weights: {source} does not fit the network; {'; '.join(problems)}")
+    if wrong := [k for k in own if k in state and not _is_finite(state[k])]:
+        raise ValueError(
+            f"weights: {source} has values that are not finite (NaN or infinity) in "
+            f"{_first(wrong)}; an earlier checkpoint may have none"
+        )
     if not any(tensor.is_meta for tensor in own.values()):
         network.load_state_dict({k: state.get(k, own[k]) for k in own}, strict=True)
     for key in state:
         if key not in own:
             log.info("%s: %s left out: %s", source, key, left_out[key])
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The sum needs no memory and is finite unless a value is not, or unless it overflows.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _first(keys: Sequence[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
 
 
 def rename(

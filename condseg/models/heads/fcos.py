@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from condseg.layers.parts import full_precision
+from condseg.layers.parts import check_count, full_precision
 from condseg.layers.winograd import Conv3x3
 from condseg.models.heads.base import DenseHead
 from condseg.models.heads.levels import conv3x3_at, conv_tower, run_levels
@@ -32,7 +32,8 @@ class FCOSHead(DenseHead):
         maps (B, channels, h, w) of the levels -> :class:`FCOSPredictions`.
 
     Raises:
-        ValueError: ``channels`` is below 64 or not a multiple of 32.
+        ValueError: ``channels`` is below 64 or not a multiple of 32, or ``tower_convs`` is outside
+            its range.
 
     Source:
         FCOS (ICCV 2019), figure 2, centerness on the regression branch; CondInst (ECCV 2020),
@@ -53,6 +54,7 @@ class FCOSHead(DenseHead):
                 f"channels is {channels}; 64, 96, 128, ... are allowed, for the head's group norm "
                 "has 32 groups"
             )
+        check_count(0, tower_convs=tower_convs)
         self.class_tower = conv_tower(channels, tower_convs)
         self.box_tower = conv_tower(channels, tower_convs)
         self.class_logits = Conv3x3(channels, num_classes)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from condseg.layers.parts import full_precision
+from condseg.layers.parts import check_count, full_precision
 from condseg.layers.winograd import Conv3x3
 from condseg.models.heads.base import DenseHead
 from condseg.models.heads.levels import run_levels
@@ -53,6 +53,9 @@ class RTMDetHead(DenseHead):
     Shape:
         maps (B, channels, h, w) of the levels -> :class:`HeadPredictions`.
 
+    Raises:
+        ValueError: ``tower_convs`` is outside its range.
+
     Source:
         RTMDet (arXiv 2212.07784), section 3: convolutions shared by the levels, batch norms not;
         a kernel branch of 169 outputs. Sizes and initial values of mmdetection's ``rtmdet-ins``
@@ -69,6 +72,7 @@ class RTMDetHead(DenseHead):
         tower_convs: int = 2,
     ) -> None:
         super().__init__()
+        check_count(0, tower_convs=tower_convs)
 
         def outputs(count: int) -> nn.ModuleList:
             return nn.ModuleList(nn.Conv2d(channels, count, 1) for _ in range(num_levels))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.parts import map_norm
+from condseg.layers.parts import check_count, map_norm
 from condseg.layers.winograd import Conv3x3
 from condseg.models.pyramids.base import Pyramid
 
@@ -28,7 +28,7 @@ class BiFPN(Pyramid):
         three maps at strides 8, 16, 32 -> five maps (B, channels, h, w) at 8, 16, 32, 64, 128.
 
     Raises:
-        ValueError: ``num_repeats`` < 1.
+        ValueError: ``num_repeats`` is outside its range.
 
     Source:
         EfficientDet (CVPR 2020), section 3, with AdelaiDet's five levels, plain 3x3 convolutions
@@ -38,8 +38,7 @@ class BiFPN(Pyramid):
 
     def __init__(self, in_channels: Sequence[int], channels: int, num_repeats: int = 6) -> None:
         super().__init__()
-        if num_repeats < 1:
-            raise ValueError(f"num_repeats is {num_repeats}; 1 or more is allowed")
+        check_count(num_repeats=num_repeats)
         self.p6 = nn.Sequential(
             nn.Conv2d(in_channels[-1], channels, 1, bias=False), map_norm("batch", channels)
         )
