@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,14 +17,13 @@ CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.par
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser with errors of one line and exit code 2."""
+    """Lightning's parser with errors of one line, as ValueError."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a nested parser, whose caller knows the full key
             super().error(message, ex)
         keys = {action.dest for action in self._actions}
-        sys.stderr.write(f"error: {one_line(message, keys)}\n")
-        raise SystemExit(2)
+        raise ValueError(one_line(message, keys)) from ex
 
 
 class ConfigFile(ActionConfigFile):

@@ -96,7 +96,7 @@ def fetch(
 
 
 def _promised_size(url: str, timeout: float) -> int:
-    with _answer(Request(url, method="HEAD"), timeout) as response:
+    with answer(Request(url, method="HEAD"), timeout) as response:
         length = response.headers.get("Content-Length")
     if length is None:
         raise DownloadError(f"{url}: the server sends no Content-Length")
@@ -110,7 +110,7 @@ def _receive(
     start = file.tell()
     headers = {"Range": f"bytes={start}-"} if start else {}
     try:
-        with _answer(Request(url, headers=headers), timeout) as response:
+        with answer(Request(url, headers=headers), timeout) as response:
             if start and response.status != 206:
                 start = file.truncate(0)
                 progress.reset(task)
@@ -132,7 +132,7 @@ def _receive(
 
 
 @contextmanager
-def _answer(request: Request, timeout: float) -> Iterator[HTTPResponse]:
+def answer(request: Request, timeout: float) -> Iterator[HTTPResponse]:
     """The server's answer, unless it is an error or a web page."""
     try:
         response = urlopen(request, timeout=timeout)

@@ -44,6 +44,15 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
     return _read(Path(path), "image", pixels)
 
 
+def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of an opened image, upright, as of :func:`read_image`.
+
+    Raises:
+        ValueError: the image has no defined white (32-bit, floating point).
+    """
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
 def read_depth(path: str | Path, size: Size) -> UInt16[np.ndarray, "h w"]:
     """Reads a depth map: 16-bit grey in the file's own unit, 0 where nothing was measured.
 

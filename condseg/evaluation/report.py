@@ -64,6 +64,10 @@ class Report:
     detections: int
     notes: tuple[str, ...] = ()
 
+    def __getitem__(self, name: str) -> float:
+        """The value of a metric: ``report["mask/AP"]``."""
+        return self.metrics[name]
+
     @property
     def explanations(self) -> dict[str, str]:
         """Why a value is -1: name of the metric (or "class name") -> reason."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from PIL import Image
 from condseg.evaluation import to_records
 from condseg.inference import SCORE_THRESHOLD, ColorBy
 from condseg.inference.drawing import draw, legible_scale
+from condseg.inference.instances import describe
 from condseg.inference.predictor import Predictor
 from condseg.inference.sources import find_depths, find_images, read_pair
-from condseg.structures import Detections, ImageInfo
+from condseg.structures import ImageInfo
 
 
 def output_paths(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -95,7 +95,9 @@ def annotate(
         scale = legible_scale(height, width)
         drawn = draw(image, shown, predictor.names, scale=scale, color_by=color_by)
         Image.fromarray(drawn).save(target, quality=92)
-        print(f"{file}: {describe(shown, predictor.names)} ({seconds:.2f} s) -> {target}")
+        labels, scores = shown.labels.tolist(), shown.scores.tolist()
+        what = describe(labels, scores, predictor.categories)
+        print(f"{file}: {what} ({seconds:.2f} s) -> {target}")
         if len(detections) > len(shown) == 0:
             best = f"{predictor.names[int(detections.labels[0])]} {float(detections.scores[0]):.2f}"
             print(f"  nothing reaches --score {score:g}; the best is {best}")
@@ -113,16 +115,3 @@ def annotate(
     for message in errors:
         print(f"error: {message}", file=sys.stderr)
     return len(errors)
-
-
-def describe(detections: Detections, names: Sequence[str]) -> str:
-    """Number and scores by class: "2 cup (0.98, 0.71), 1 fork (0.60)"."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    for label, score in zip(detections.labels.tolist(), detections.scores.tolist(), strict=True):
-        scores[names[label]].append(score)
-    return ", ".join(f"{len(s)} {name} ({_range(s)})" for name, s in scores.items()) or "nothing"
-
-
-def _range(scores: Iterable[float]) -> str:
-    shown = [f"{score:.2f}" for score in scores]
-    return ", ".join(shown) if len(shown) <= 5 else f"{shown[0]} to {shown[-1]}"

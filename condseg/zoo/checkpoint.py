@@ -204,11 +204,13 @@ def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
 def newest_best(root: str | os.PathLike[str] = "runs") -> Path | None:
     """The newest run's ``best.ckpt`` below ``root``, or its ``last.ckpt`` before any evaluation."""
     runs = [path.parent for path in Path(root).glob("*/version_*/checkpoints/*.ckpt")]
-    for folder in sorted(set(runs), key=_age, reverse=True):
-        for name in ("best.ckpt", "last.ckpt"):
-            if (folder / name).is_file():
-                return folder / name
-    return None
+    return next(filter(None, map(best_of, sorted(set(runs), key=_age, reverse=True))), None)
+
+
+def best_of(checkpoints: Path) -> Path | None:
+    """A run's ``best.ckpt``, or its ``last.ckpt`` before any evaluation."""
+    paths = (checkpoints / name for name in ("best.ckpt", "last.ckpt"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _age(folder: Path) -> float:
