@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from condseg.zoo.checkpoint import load, save
+from condseg.zoo.checkpoint import load
+from condseg.zoo.writing import write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,8 +22,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        assert storage_options is None
-        save(checkpoint, path)
+        write(checkpoint, path, **(storage_options or {}))
 
     def load_checkpoint(
         self,

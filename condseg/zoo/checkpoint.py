@@ -25,6 +25,7 @@ from condseg.models.losses.masks import MaskLoss
 from condseg.models.postprocess import PostProcess, postprocess_arguments
 from condseg.structures import Category
 from condseg.zoo.recipe import check_recipe, recipe_categories, recipe_sides
+from condseg.zoo.writing import write
 
 Network = class_from_function(build_condinst, name="Network")
 """``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
@@ -71,17 +72,7 @@ class Restored:
 
 def save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes a checkpoint; a process killed meanwhile leaves the old file or the new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write(content, path)
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> dict[str, Any]:
