@@ -15,6 +15,7 @@ from condseg.models.condinst import CondInst
 from condseg.models.losses.criterion import Criterion
 from condseg.models.postprocess import PostProcess
 from condseg.structures import Batch, Detections
+from condseg.training.divergence import CHECK_EVERY, Divergence
 from condseg.training.parameter_groups import parameter_groups, scale_learning_rates
 from condseg.training.schedules import OptimizerFactory, ScheduleFactory
 from condseg.zoo.checkpoint import RECIPE
@@ -57,6 +58,7 @@ class CondInstModule(LightningModule):
         self.attention_lr = attention_lr
         self.recipe: dict[str, Any] | None = None
         self._evaluator: CocoEvaluator | None = None
+        self._divergence = Divergence()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch by name; their sum is minimised."""
@@ -76,24 +78,20 @@ class CondInstModule(LightningModule):
         # Each rank computes its part of the global batch's loss; the log shows the whole.
         logged = self.trainer.strategy.reduce(logged, reduce_op="mean")
         names = ["loss", *losses]
-        self._check_finite(dict(zip(names, logged, strict=True)))
+        self._divergence.add_losses(self.global_step, names, logged, batch.infos)
+        # Only in steps that are logged, as it waits for the device.
+        every = self.trainer.log_every_n_steps or CHECK_EVERY  # type: ignore[attr-defined]
+        if self.global_step % min(every, CHECK_EVERY) == 0:
+            self._divergence.check()
         for name, value in zip(names, logged, strict=True):
             self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch))
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("train/lr", rate, batch_size=len(batch))
         return total
 
-    def _check_finite(self, losses: dict[str, Tensor]) -> None:
-        """Stops a diverged run; checked only in steps that are logged, as it synchronises a GPU."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step % max(every, 1) == 0:
-            infinite = [name for name, value in losses.items() if not bool(value.isfinite())]
-            if infinite:
-                raise ValueError(
-                    f"{', '.join(infinite)} at step {self.global_step} is not a finite number; "
-                    "a lower --model.optimizer.init_args.lr, a longer warm-up or "
-                    "--trainer.precision 32-true helps"
-                )
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self._scales_gradients():  # a step with infinite scaled gradients is left out
+            self._divergence.add_gradients(self.global_step, dict(self.named_parameters()))
 
     def on_fit_start(self) -> None:
         """Reads the ground truth, so that errors in it show before the training starts."""
@@ -144,14 +142,22 @@ class CondInstModule(LightningModule):
         Lightning refuses to clip for fused optimizers under autocast because they unscale float16
         gradients themselves, later; bfloat16 gradients are not scaled.
         """
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         by_norm = gradient_clip_algorithm in (None, "norm")
-        if optimizer.defaults.get("fused") and by_norm and not scaled:
+        if optimizer.defaults.get("fused") and by_norm and not self._scales_gradients():
             if gradient_clip_val:
                 torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def _scales_gradients(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the recipe, and refuses weights that are not finite.
+
+        Raises:
+            ValueError: a loss, a gradient, a weight or a state of the optimizer is not finite.
+        """
+        self._divergence.check_checkpoint(checkpoint, self.trainer.strategy)
         if self.recipe is not None:
             checkpoint[RECIPE] = self.recipe
