@@ -7,15 +7,16 @@ ones, and options (``--key value``) override files.
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from condseg.cli.messages import silence_irrelevant_warnings
@@ -26,14 +27,17 @@ from condseg.models.postprocess import postprocess_arguments
 from condseg.ops.precision import fast_precision
 from condseg.training.build import build_module
 from condseg.training.callbacks import (
+    BestCheckpoint,
     LastCheckpoint,
+    LoaderTimeout,
     Progress,
-    Stopped,
     TemperatureAnnealing,
     ValidationImages,
 )
 from condseg.training.checkpoint_io import AtomicCheckpointIO
+from condseg.training.failures import explain, kill_workers
 from condseg.training.runs import check_same_network, find_checkpoint, run_loggers
+from condseg.training.signals import Stopped
 from condseg.training.sync_batchnorm import SyncBatchNorm
 from condseg.zoo.checkpoint import RECIPE, load, restrict_parsing
 from condseg.zoo.pretrained import start_content, start_from
@@ -66,14 +70,11 @@ class CommandLine(LightningCLI):
         self._step = 0
         init_from = _init_from(args)
         self._start = None if init_from is None else start_content(init_from)
-        best = ModelCheckpoint(
-            monitor="val/mask_AP", mode="max", filename="best", enable_version_counter=False
-        )
         super().__init__(
             build_module,
             DataModule,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [best]},
+            trainer_defaults={"callbacks": [BestCheckpoint()]},
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},
@@ -108,7 +109,15 @@ class CommandLine(LightningCLI):
             help="checkpoint, or name of a published model, with whose network and weights to "
             "start; the classes may differ",
         )
+        parser.add_argument(
+            "--process_timeout",
+            type=PositiveFloat,
+            default=900.0,
+            help="seconds after which a process of the training that does not answer the others "
+            "is an error; more than a validation's evaluation takes",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(LoaderTimeout, "loader_timeout")
         parser.add_lightning_class_args(TemperatureAnnealing, "temperature")
         parser.add_lightning_class_args(ValidationImages, "validation_images")
         parser.add_lightning_class_args(Progress, "progress")
@@ -179,7 +188,10 @@ class CommandLine(LightningCLI):
             kwargs["logger"] = run_loggers(self._runs, self._checkpoint, self._step)
         if config.precision is None:
             kwargs["precision"] = fast_precision(config.accelerator)
-        return super().instantiate_trainer(**kwargs)
+        trainer: Trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy) and isinstance(config.strategy, str):
+            trainer.strategy._timeout = timedelta(seconds=self.config.process_timeout)
+        return trainer
 
     def fit(self) -> None:
         """Trains; resumes if ``--ckpt_path`` is set.
@@ -194,22 +206,24 @@ class CommandLine(LightningCLI):
             f"{sum(n for n, trained in counts if trained):,}\nrun folder: {self.run_folder}"
         )
         last: LastCheckpoint = self.config_init.last_checkpoint
-        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
         try:
             self.trainer.fit(
                 self.model, self.datamodule, ckpt_path=self._checkpoint, weights_only=True
             )
-        except (Stopped, RuntimeError, OSError) as error:
-            if not last.signal:
-                raise
-            rank_zero_info(
-                f"\nstopped; {last.path} is after {last.saved_step} steps; to resume:\n"
-                f"  {self._command()} --ckpt_path last"
-            )
-            raise Stopped(last.signal) from error
+        except (Stopped, RuntimeError, OSError, ValueError) as error:
+            kill_workers()
+            if last.saved_step >= 0:
+                rank_zero_info(
+                    f"\nstopped; {last.path} is after {last.saved_step} steps; to resume:\n"
+                    f"  {self._command()} --ckpt_path last"
+                )
+            if last.signals.received:
+                raise Stopped(last.signals.received) from error
+            if explanation := explain(error):
+                raise ValueError(explanation) from error
+            raise
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            last.signals.restore()
 
     @property
     def _runs(self) -> Path:

@@ -13,6 +13,7 @@ from condseg.layers import ODConv2d, set_temperature
 from condseg.training.callbacks import (
     ExponentialAveraging,
     LastCheckpoint,
+    LoaderTimeout,
     TemperatureAnnealing,
     ValidationImages,
 )
@@ -25,6 +26,8 @@ from condseg.training.callbacks import (
         (partial(ExponentialAveraging, 1.0), "decay is 1.0; 0 or more and below 1"),
         (partial(ExponentialAveraging, every_n_steps=0), "every_n_steps is 0; 1 or more"),
         (partial(LastCheckpoint, 0), "every_n_steps is 0; 1 or more"),
+        (partial(LastCheckpoint, keep_last=0), "keep_last is 0; 1 or more"),
+        (partial(LoaderTimeout, -1.0), "seconds is -1.0; 0 or more"),
         (partial(ValidationImages, -1), "count is -1; 0 or more"),
         (partial(TemperatureAnnealing, 0.5), "start is 0.5; a temperature of 1 or more"),
         (partial(TemperatureAnnealing, steps=-1), "steps is -1; 0 or more"),

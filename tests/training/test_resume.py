@@ -16,7 +16,7 @@ from support import tiny
 
 from condseg.cli.train import CommandLine
 from condseg.data.dataset import CocoDataset
-from condseg.training.callbacks import Stopped
+from condseg.training.signals import Stopped
 from condseg.zoo.checkpoint import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -59,6 +59,7 @@ def run(data: Path, runs: Path, *args: str, interrupt: Signal | None = None) -> 
         cli.fit()
     assert stopped.value.code == 128 + interrupt.number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +85,11 @@ def resume_and_compare(data: Path, runs: Path, whole: Path, *args: str) -> None:
 STOPS = {
     "first step": Signal(signal.SIGINT, 1),
     "last step of an epoch": Signal(signal.SIGTERM, 2),
-    "step before a validation": Signal(signal.SIGINT, 3),
+    "step before a validation": Signal(signal.SIGHUP, 3),
     "validation": Signal(signal.SIGTERM, 3, validating=True),
-    "first step of an epoch": Signal(signal.SIGINT, 5),
+    "first step of an epoch": Signal(signal.SIGUSR1, 5),
     "last step": Signal(signal.SIGTERM, 6),
-    "last validation": Signal(signal.SIGINT, 6, validating=True),
+    "last validation": Signal(signal.SIGUSR1, 6, validating=True),
 }
 
 
@@ -97,6 +98,24 @@ def test_after_a_signal(uninterrupted: tuple[Path, Path], tmp_path: Path, stop: 
     data, whole = uninterrupted
     run(data, tmp_path, interrupt=STOPS[stop])
     resume_and_compare(data, tmp_path, whole)
+
+
+def test_slurm_requeues_into_the_same_run(
+    uninterrupted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, whole = uninterrupted
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    job = {"JOB_ID": "71", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    run(data, tmp_path / "runs", interrupt=Signal(signal.SIGUSR1, 4))
+    assert (tmp_path / "calls").read_text() == "requeue 71\n"
+    resume_and_compare(data, tmp_path / "runs", whole)
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a worker exited"), ConnectionResetError(104)])
@@ -136,6 +155,17 @@ def test_a_finished_run_continues_with_more_steps(
         (runs / "tiny/version_0/metrics.csv").read_text().splitlines() for runs in (tmp_path, whole)
     )
     assert [row.split(",")[:2] for row in one] == [row.split(",")[:2] for row in other]
+
+
+def test_the_last_checkpoint_has_weights_and_their_average(
+    uninterrupted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Also without a validation after the last step."""
+    data, _ = uninterrupted
+    run(data, tmp_path, "--trainer.max_steps=3", "--trainer.limit_val_batches=0")
+    content = load(tmp_path / "tiny/version_0/checkpoints/last.ckpt")
+    name = "network.head.class_logits.weight"
+    assert not torch.equal(content["state_dict"][name], content["current_model_state"][name])
 
 
 def test_the_warmup_of_boxinst_is_restored(

@@ -1,0 +1,50 @@
+"""Errors of other processes and of the system during a training, in one line each."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import re
+import signal
+import threading
+import traceback
+from pathlib import Path
+
+import torch
+
+
+def explain(error: BaseException) -> str | None:
+    """What has failed and what helps; None for other errors, and for those that say it already."""
+    message = " ".join(str(error).split())
+    lost = isinstance(error, (ConnectionError, EOFError)) and _in_loader(error)
+    if lost or "DataLoader worker" in message:
+        cause = re.search(r"killed by signal: (\w[\w ]*)", message)
+        how = f"was killed ({cause[1].strip()})" if cause else "ended"
+        return (
+            f"a process that loads images {how}, mostly because memory or shared memory is "
+            "exhausted; a lower --data.workers helps"
+        )
+    if isinstance(error, torch.distributed.DistError) or "gloo" in message:
+        return (
+            "another process of this training ended, or did not answer in time "
+            f"(--process_timeout): {message[:200]}"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"disk full: {error.filename or 'a log of the run'} cannot be written"
+    return None
+
+
+def _in_loader(error: BaseException) -> bool:
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any("torch/utils/data" in Path(file).as_posix() for file in files)
+
+
+def kill_workers() -> None:
+    """Ends the processes that load images, also stopped ones, for which Python would wait."""
+    processes = multiprocessing.active_children()
+    if processes and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # their end is no error
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()

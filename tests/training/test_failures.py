@@ -1,0 +1,97 @@
+"""Processes that are killed or stopped end a training in one line, with a checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from support import tiny
+
+from condseg.cli.train import CommandLine
+from condseg.training.failures import explain
+from condseg.zoo.checkpoint import load
+
+
+class SignalToWorkers(Callback):
+    """Sends the loader's workers a signal in step 2, or after it, before the next is loaded."""
+
+    def __init__(self, number: int, in_step: bool) -> None:
+        self.number, self.in_step = number, in_step
+
+    def send(self, trainer: Trainer) -> None:
+        if trainer.global_step == 2 - self.in_step:
+            for process in multiprocessing.active_children():
+                assert process.pid is not None
+                os.kill(process.pid, self.number)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.in_step:
+            self.send(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if not self.in_step:
+            self.send(trainer)
+
+
+@pytest.mark.parametrize(
+    ("number", "in_step", "message"),
+    [
+        (signal.SIGKILL, True, r"a process that loads images was killed \(Killed\), .* --data.wor"),
+        (signal.SIGKILL, False, r"a process that loads images (was killed \(Killed\)|ended), "),
+        (signal.SIGSTOP, True, r"no batch was loaded within 2 s \(--loader_timeout\.seconds\)"),
+    ],
+)
+def test_a_worker(tmp_path: Path, number: int, in_step: bool, message: str) -> None:
+    data = tiny.make_set(tmp_path / "data", train=24)  # more batches than the workers fetch ahead
+    args = ("--data.workers=1", "--loader_timeout.seconds=2", "--progress.refresh_rate=0")
+    cli = CommandLine(tiny.arguments(data, tmp_path, *args))
+    cli.trainer.callbacks.insert(0, SignalToWorkers(number, in_step))  # type: ignore[attr-defined]
+    with pytest.raises((ValueError, TimeoutError), match=message):
+        cli.fit()
+    last = cli.run_folder / "checkpoints/last.ckpt"
+    steps = load(last)["global_step"]
+    assert steps == cli.trainer.global_step >= 2
+    assert len(tiny.losses(tmp_path)) == steps
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert not process.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("[gloo/tcp/pair.cc:9] Connection closed by peer"),
+            "another process .* ended",
+        ),
+        (torch.distributed.DistBackendError("NCCL"), r"another process .*\(--process_timeout\): N"),
+        (OSError(errno.ENOSPC, "No space left", "metrics.csv"), "disk full: metrics.csv cannot"),
+        (RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"), "loads images ended, "),
+        (RuntimeError("a bug"), None),
+        (OSError("last.ckpt: disk full; 3 bytes needed"), None),
+    ],
+)
+def test_explanations(error: Exception, message: str | None) -> None:
+    explanation = explain(error)
+    if message is None:
+        assert explanation is None
+    else:
+        assert explanation is not None
+        assert re.search(message, explanation)
+
+
+def test_a_connection_to_a_worker_that_was_killed() -> None:
+    """Only in torch's loader: a logger may have connections, too."""
+    for file, known in (("/site-packages/torch/utils/data/dataloader.py", True), ("x.py", False)):
+        code = compile("raise ConnectionResetError(104, 'reset')", file, "exec")
+        with pytest.raises(ConnectionResetError) as error:
+            exec(code)
+        assert (explain(error.value) is not None) == known
