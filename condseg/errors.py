@@ -26,7 +26,7 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        message = str(error)
+        message = _in_worker(str(error))
         if isinstance(error, (MemoryError, RuntimeError)):
             size = _requested_memory(error)
             if size is None:
@@ -36,6 +36,14 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _in_worker(message: str) -> str:
+    """The message of an error in a loader's worker, which torch replaces by its traceback."""
+    name = re.match(r"Caught (\w+) in DataLoader worker process", message)
+    return (
+        re.split(rf"^(?:\w+\.)*{name[1]}: ", message, flags=re.M)[-1].strip() if name else message
+    )
 
 
 def _requested_memory(error: Exception) -> str | None:

@@ -85,6 +85,7 @@ class Sample:
         depth: distance in the file's unit, 0 where it was not measured; None if the network takes
             no depth.
         lost_objects: number of objects of which the transform left no pixel.
+        broken: why the file of the image that this one replaces cannot be used.
     """
 
     image: UInt8[Tensor, "3 h w"]
@@ -92,6 +93,7 @@ class Sample:
     info: ImageInfo
     depth: Float[Tensor, "h w"] | None = None
     lost_objects: int = 0
+    broken: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Batch:
         infos: B entries.
         depth: (B, H, W), 0 in the padding and where it was not measured.
         lost_objects: sum over the samples.
+        broken: of the samples that replace one.
     """
 
     images: UInt8[Tensor, "b 3 h w"]
@@ -111,6 +114,7 @@ class Batch:
     infos: tuple[ImageInfo, ...]
     depth: Float[Tensor, "b h w"] | None = None
     lost_objects: int = 0
+    broken: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return replace(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from condseg.errors import user_errors
 
@@ -31,6 +32,20 @@ def test_exhausted_memory_of_the_cpu(capsys):
         torch.empty(10**6, 10**9)
     message = "out of memory (CPU, 3725290.30 GiB requested); to use less: --batch_size 1"
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+class Broken(Dataset):
+    def __getitem__(self, index):
+        try:
+            raise OSError("image file is truncated")
+        except OSError as error:
+            raise ValueError("a.jpg (image 3): cannot be read") from error
+
+
+def test_an_error_in_a_worker_of_a_loader(capsys):
+    with pytest.raises(SystemExit), user_errors():
+        next(iter(DataLoader(Broken(), sampler=[0], num_workers=1)))
+    assert capsys.readouterr().err == "error: a.jpg (image 3): cannot be read\n"
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), RuntimeError("shapes differ")])

@@ -39,4 +39,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         infos=tuple(sample.info for sample in samples),
         depth=torch.stack(depths) if depths else None,
         lost_objects=sum(sample.lost_objects for sample in samples),
+        broken=tuple(sample.broken for sample in samples if sample.broken is not None),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import lightning.pytorch as pl
@@ -12,10 +12,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import BatchSampler, DataLoader
 
+from condseg.data.checking import broken_images
 from condseg.data.collate import collate
 from condseg.data.dataset import CocoDataset
 from condseg.data.files import data_root, find_files
 from condseg.data.sampler import GlobalBatchSampler
+from condseg.data.skipped import Skipped
 from condseg.data.transforms import Flip, Sampling, check_sides, resize_transform, train_transform
 from condseg.structures import Batch, Category, Sample, Supervision
 
@@ -77,6 +79,11 @@ class DataModule(pl.LightningDataModule):
             null or empty). Validation always compares masks.
         mask_fraction: with "mixed", the fraction of images whose segmentations are read, chosen
             by a hash of the image id: the images of 0.2 are a subset of those of 0.5.
+        check_images: read all images before the training, and report those that are broken: files
+            that are not readable, or of another size than in the json.
+        on_broken_image: "stop" the training, or "skip": in training, the next image of the json
+            that can be read takes its place (always the same one, so that resuming stays exact);
+            in validation, it is evaluated as a black image, so that its objects are missed.
         seed: of order and augmentation.
         depth: read depth maps, see :class:`CocoDataset`; set by tools/train.py if the network
             takes depth.
@@ -110,6 +117,8 @@ class DataModule(pl.LightningDataModule):
         group_by_aspect: bool = True,
         supervision: Supervision = "masks",
         mask_fraction: float = 1.0,
+        check_images: bool = False,
+        on_broken_image: Literal["stop", "skip"] = "stop",
         seed: int = 0,
         depth: bool = False,
     ) -> None:
@@ -139,12 +148,14 @@ class DataModule(pl.LightningDataModule):
         folder = data_root(root)
         self.train_files = find_files(folder, "train", train_annotations, train_images)
         self.val_files = find_files(folder, "val", val_annotations, val_images)
-        self._lost_objects, self._epoch = 0, 0
+        self.check_images, self.skip_broken = check_images, on_broken_image == "skip"
+        self._skipped = Skipped()
 
     @cached_property
     def train_dataset(self) -> CocoDataset:
         """The training set, read on first use."""
         options: Any = {"seed": self.seed, "depth": self.depth, **self._targets}
+        options["on_broken_image"] = "replace" if self.skip_broken else "stop"
         dataset = CocoDataset(*self.train_files, self.train_transform, **options)
         if dataset.categories != self.categories:
             train, val = set(dataset.categories), set(self.categories)
@@ -160,7 +171,9 @@ class DataModule(pl.LightningDataModule):
     def val_dataset(self) -> CocoDataset:
         """The validation set, read on first use."""
         transform = resize_transform(self.val_short_side, self.max_long_side)
-        dataset = CocoDataset(*self.val_files, transform, seed=self.seed, depth=self.depth)
+        options: Any = {"seed": self.seed, "depth": self.depth}
+        options["on_broken_image"] = "blank" if self.skip_broken else "stop"
+        dataset = CocoDataset(*self.val_files, transform, **options)
         rank_zero_info(dataset.summary())
         return dataset
 
@@ -181,9 +194,22 @@ class DataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the annotations, so that errors in them show before the training starts."""
-        _ = self.val_dataset
-        if stage == "fit":
-            _ = self.train_dataset
+        datasets = [self.val_dataset, *([self.train_dataset] if stage == "fit" else [])]
+        if self.check_images:
+            self._check_images(datasets)
+
+    def _check_images(self, datasets: list[CocoDataset]) -> None:
+        workers = {"num_workers": self.workers, "worker_init_fn": one_thread}
+        for dataset in datasets:
+            broken = broken_images(dataset, *self._rank_and_world_size(), workers)
+            if not broken:
+                continue
+            of_set = f"{len(broken)} of {len(dataset)} images are broken:"
+            message = "\n  ".join([f"{dataset.annotation_file}: {of_set}", *broken])
+            if not self.skip_broken:
+                raise ValueError(message)
+            rank_zero_warn(message)
+            self._skipped.named |= set(broken)
 
     def train_dataloader(self) -> TrainLoader:
         sizes = self.train_dataset.sizes
@@ -209,38 +235,21 @@ class DataModule(pl.LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Counts the objects that training batches lost in the transforms."""
+        self._skipped.name_broken(batch)
         trainer: Any = self.trainer
         if trainer is not None and trainer.training:
-            if trainer.current_epoch != self._epoch:
-                self._log_lost_objects()
-                self._epoch = trainer.current_epoch
-            self._lost_objects += batch.lost_objects
+            self._skipped.count(batch, trainer.current_epoch, trainer.strategy)
         return batch
 
     def teardown(self, stage: str) -> None:
         if stage == "fit":
-            self._log_lost_objects()
-
-    def _log_lost_objects(self) -> None:
-        if lost := self._lost_on_all_ranks():
-            rank_zero_info(
-                f"epoch {self._epoch}: {lost} objects skipped, since no pixel of them was left "
-                "after cropping and resizing"
-            )
-        self._lost_objects = 0
-
-    def _lost_on_all_ranks(self) -> int:
-        strategy = self.trainer.strategy  # type: ignore[union-attr]
-        count = torch.tensor(self._lost_objects, device=strategy.root_device)
-        return int(strategy.reduce(count, reduce_op="sum"))
+            self._skipped.log(self.trainer.strategy)  # type: ignore[union-attr]
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "lost_objects": self._lost_on_all_ranks()}
+        return self._skipped.state(self.trainer.strategy)  # type: ignore[union-attr]
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._epoch = state["epoch"]
-        self._lost_objects = state["lost_objects"] if self.trainer.is_global_zero else 0  # type: ignore[union-attr]
+        self._skipped.load_state(state, self.trainer.is_global_zero)  # type: ignore[union-attr]
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import albumentations as A
 import numpy as np
@@ -18,7 +19,9 @@ from condseg.data.masks import from_layers, to_layers
 from condseg.data.records import SharedList
 from condseg.data.sampler import Key
 from condseg.data.transforms import seed_transform
-from condseg.structures import ImageInfo, Sample, Supervision, Targets
+from condseg.structures import ImageInfo, Sample, Size, Supervision, Targets
+
+Broken = Literal["stop", "replace", "blank"]
 
 
 class CocoDataset(Dataset[Sample]):
@@ -40,6 +43,10 @@ class CocoDataset(Dataset[Sample]):
             derived from the segmentations where these are read.
         depth: read depth maps as well: 16-bit PNGs of the image's size, named by ``depth_file``
             of each image relative to the json's folder; 0 is no measurement.
+        on_broken_image: for an image that cannot be read, or has another size than in the json
+            (or a depth map of which this is true), "stop" raises; "replace" returns the next
+            image that can be read, in the order of the json, with its own objects; "blank" a
+            black image with the objects of the broken one.
 
     Attributes:
         categories: sorted by id; labels 0..K-1 are positions in it.
@@ -63,12 +70,14 @@ class CocoDataset(Dataset[Sample]):
         supervision: Supervision = "masks",
         mask_fraction: float = 1.0,
         depth: bool = False,
+        on_broken_image: Broken = "stop",
     ) -> None:
         self.annotation_file = Path(annotation_file)
         self.image_dir = Path(image_dir)
         self.transform = transform
         self.seed = seed
         self.depth = depth
+        self.on_broken_image = on_broken_image
         annotations = read_annotations(self.annotation_file, supervision, mask_fraction)
         self.categories, self.counts = annotations.categories, annotations.counts
         images = annotations.images
@@ -89,13 +98,11 @@ class CocoDataset(Dataset[Sample]):
 
     def __getitem__(self, key: int | Key) -> Sample:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
-        record: ImageRecord = self._images[index]
-        image = self._read_image(record)
+        record, image, maps, broken = self._read_or_replace(index)
         layers = to_layers(record.segmentations, record.size)
         # (n, 5): x1, y1, x2, y2, position of the object
         box_rows = [(*box, n) for n, box in record.boxes.items()]
         box_only = np.array(box_rows, np.float32).reshape(-1, 5)
-        maps = {"depth": self._read_depth(record)} if self.depth else {}
         if self.transform is not None:
             seed_transform(self.transform, self.seed, epoch, index)
             result = self.transform(image=image, masks=layers, bboxes=box_only, **maps)
@@ -117,7 +124,13 @@ class CocoDataset(Dataset[Sample]):
             ),
             depth=torch.from_numpy(maps["depth"].astype(np.float32)) if self.depth else None,
             lost_objects=len(record.labels) - len(objects),
+            broken=broken,
         )
+
+    def image(self, image_id: int) -> np.ndarray:
+        """The pixels of an image, or of its replacement, before the transform."""
+        (index,) = np.flatnonzero(self.image_ids == image_id)
+        return self._read_or_replace(int(index))[1]
 
     def files(self, index: int) -> tuple[Path, Path | None]:
         """The paths of an image and of its depth map; None if depth is not read."""
@@ -130,30 +143,48 @@ class CocoDataset(Dataset[Sample]):
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
         return f"{self.annotation_file}: {len(self.categories)} categories, {counts}"
 
-    def _read_image(self, record: ImageRecord) -> np.ndarray:
+    def read(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """An image and its depth map, which has the key "depth", before the transform.
+
+        Raises:
+            ValueError: one of them cannot be read, or has another size than in the json; with the
+                file and the image id.
+        """
+        record: ImageRecord = self._images[index]
         path = self.image_dir / record.file_name
-        image: np.ndarray = read_image(path)
-        if image.shape[:2] == record.size:
-            return image
-        stored: np.ndarray = read_image(path, upright=False)
-        if stored.shape[:2] == record.size:
-            return stored
-        raise ValueError(
-            f"{path} (image {record.image_id}): the file is {image.shape[0]}x{image.shape[1]} "
-            f"(height x width), {self.annotation_file} says {record.size[0]}x{record.size[1]}"
-        )
+        try:
+            image = _read_image(path, record.size)
+            if not self.depth:
+                return image, {}
+            path = self._depth_path(record)
+            return image, {"depth": read_depth(path, record.size)}
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise ValueError(
+                f"{path} (image {record.image_id} of {self.annotation_file}): {reason}"
+            ) from error
+
+    def _read_or_replace(
+        self, index: int
+    ) -> tuple[ImageRecord, np.ndarray, dict[str, np.ndarray], str | None]:
+        """The record and the pixels of an image or its replacement, and why it is replaced."""
+        broken: str | None = None
+        for number in range(index, index + len(self)):
+            record: ImageRecord = self._images[number % len(self)]
+            try:
+                return record, *self.read(number % len(self)), broken
+            except ValueError as error:
+                if self.on_broken_image == "stop":
+                    raise
+                broken = broken or str(error)
+            if self.on_broken_image == "blank":
+                maps = {"depth": np.zeros(record.size, np.uint16)} if self.depth else {}
+                return record, np.zeros((*record.size, 3), np.uint8), maps, broken
+        raise ValueError(f"none of the {len(self)} images can be read, the first: {broken}")
 
     def _depth_path(self, record: ImageRecord) -> Path:
         assert record.depth_file is not None  # _check_depth
         return self.annotation_file.parent / record.depth_file
-
-    def _read_depth(self, record: ImageRecord) -> np.ndarray:
-        try:
-            return read_depth(self._depth_path(record), record.size)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.annotation_file}: image {record.image_id} ({record.file_name}): {error}"
-            ) from error
 
     def _check_depth(self, images: list[ImageRecord]) -> None:
         missing = [image for image in images if not image.depth_file]
@@ -187,6 +218,19 @@ class CocoDataset(Dataset[Sample]):
                 f"{sum(map(len, by_folder.values()))} {kind} files are missing: {few}"
                 f"{', ...' if len(missing) > 3 else ''}"
             )
+
+
+def _read_image(path: Path, size: Size) -> np.ndarray:
+    image: np.ndarray = read_image(path)
+    if image.shape[:2] == size:
+        return image
+    stored: np.ndarray = read_image(path, upright=False)
+    if stored.shape[:2] == size:
+        return stored
+    raise ValueError(
+        f"the file is {image.shape[0]}x{image.shape[1]} (height x width), the json says "
+        f"{size[0]}x{size[1]}"
+    )
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

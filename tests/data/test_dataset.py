@@ -148,7 +148,9 @@ def test_exif_rotation_follows_the_json(coco_set, orientation, json_is):
 def test_another_size_than_in_the_json(coco_set):
     coco = coco_set()
     Image.new("RGB", (61, 40)).save(coco.images / "002.png")
-    with pytest.raises(ValueError, match=r"002.png \(image 102\).* 40x61 .*train.json says 40x60"):
+    with pytest.raises(
+        ValueError, match=r"002.png \(image 102 of .*train.json\): .* 40x61 .*json says 40x60"
+    ):
         coco.open()[2]
 
 

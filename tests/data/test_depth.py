@@ -93,7 +93,7 @@ def test_images_without_depth_are_listed(depth_set):
 
 def test_invalid_depth_files_are_named_with_their_image(depth_set):
     write_depth(depth_set.root / "depth/101.png", np.ones((40, 60)))
-    message = r"train.json: image 101 \(001.png\): .*depth/101.png: .* is 40x60 .* 60x40"
+    message = r"depth/101.png \(image 101 of .*train.json\): .* is 40x60 .* 60x40"
     with pytest.raises(ValueError, match=message):
         depth_set.open(depth=True)[1]
     (depth_set.root / "depth/101.png").unlink()

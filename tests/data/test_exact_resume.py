@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support.coco import CocoSet
 
-from condseg.data import datamodule
+from condseg.data import skipped
 from condseg.data.datamodule import DataModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -71,7 +71,16 @@ def root(tmp_path_factory):
     return CocoSet(folder, "val").root
 
 
-def run(root, folder, workers=0, ckpt_path=None, break_before=None, every=1, **options):
+def run(
+    root,
+    folder,
+    workers=0,
+    ckpt_path=None,
+    break_before=None,
+    every=1,
+    on_broken_image="stop",
+    **options,
+):
     """Trains; returns what the steps saw and the path of the last checkpoint."""
     at = {"every_n_train_steps": every} if every else {"every_n_epochs": 1}
     saver = ModelCheckpoint(
@@ -87,7 +96,8 @@ def run(root, folder, workers=0, ckpt_path=None, break_before=None, every=1, **o
         num_sanity_val_steps=0,
         **{"max_steps": STEPS, "max_epochs": -1} | options,
     )
-    data = DataModule(str(root), batch_size=3, workers=workers, crop=0.2, **DATA)
+    skip = {"on_broken_image": on_broken_image}
+    data = DataModule(str(root), batch_size=3, workers=workers, crop=0.2, **DATA, **skip)
     recorder = Recorder(break_before)
     interrupted = pytest.raises(InterruptionError) if break_before else nullcontext()
     with interrupted:
@@ -109,7 +119,7 @@ def whole(root, tmp_path_factory):
 def test_interrupted_anywhere(root, tmp_path, whole, monkeypatch, workers, break_before):
     """The same batches, and the same log of lost objects of each epoch."""
     messages = []
-    monkeypatch.setattr(datamodule, "rank_zero_info", messages.append)
+    monkeypatch.setattr(skipped, "rank_zero_info", messages.append)
     first, last = run(root, tmp_path / "first", workers, break_before=break_before)
     second, _ = run(root, tmp_path / "second", workers, last)
     assert first + second == whole
@@ -148,6 +158,41 @@ def test_with_any_option_of_the_trainer(root, tmp_path, options):
         assert second == whole[-len(second) :]
 
 
+@pytest.fixture
+def broken(tmp_path):
+    """Two of ten training images and one of validation cannot be read."""
+    train = CocoSet(tmp_path / "set", "train", [(20, 30)] * 10, objects=1)
+    val = CocoSet(tmp_path / "set", "val")
+    for path in (train.images / "004.png", train.images / "005.png", val.images / "001.png"):
+        path.write_bytes(b"")
+    return train.root
+
+
+def test_interrupted_with_broken_images(broken, tmp_path, monkeypatch):
+    """The same batches with the same replacements; each broken image is named once."""
+    named, counted = Mock(), []
+    monkeypatch.setattr(skipped, "log", named)
+    monkeypatch.setattr(skipped, "rank_zero_info", counted.append)
+    options = {"on_broken_image": "skip", "val_check_interval": 3}
+    whole, _ = run(broken, tmp_path / "whole", **options)
+    names = [call.args[0] for call in named.warning.call_args_list]
+    files = sorted(name.split(" (image")[0].split("set/")[1] for name in names)
+    assert files == ["train/004.png", "train/005.png", "val/001.png"]
+    expected = counted.copy()
+    assert sum(int(text.split()[2]) for text in expected) >= 5
+    counted.clear()
+    first, last = run(broken, tmp_path / "1", break_before=5, **options)
+    second, _ = run(broken, tmp_path / "2", 2, last, **options)
+    assert first + second == whole
+    assert set(counted) == set(expected)
+    alone, one, two = (
+        seen_by(broken, trainer_of(*rank), on_broken_image="skip")[0]
+        for rank in ((0, 1), (0, 2), (1, 2))
+    )
+    for batch, part, other in zip(alone, one, two, strict=True):
+        assert sorted(part + other) == sorted(batch)
+
+
 def test_interrupted_twice(root, tmp_path, whole):
     first, last = run(root, tmp_path / "1", break_before=4)
     second, last = run(root, tmp_path / "2", 1, last, break_before=5)
@@ -179,8 +224,8 @@ def trainer_of(rank, world_size, processed=0):
     return trainer
 
 
-def seen_by(root, trainer):
-    data = DataModule(str(root), batch_size=4, workers=0, **DATA)
+def seen_by(root, trainer, **options):
+    data = DataModule(str(root), batch_size=4, workers=0, **DATA, **options)
     data.trainer = trainer
     train = [[(i.image_id, i.size) for i in batch.infos] for batch in data.train_dataloader()]
     return train, [info.image_id for batch in data.val_dataloader() for info in batch.infos]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from support import tiny
@@ -167,6 +168,20 @@ def test_the_ground_truth_is_read_before_the_first_step(
     monkeypatch.setattr("condseg.training.module.CocoEvaluator", no_ground_truth)
     with pytest.raises(ValueError, match="no ground truth"):
         losses(data, tmp_path, *SHORT)
+
+
+def test_broken_images_are_skipped(tmp_path: Path) -> None:
+    """In training and in validation, where the first image is drawn and counts as missed."""
+    root = tiny.make_set(tmp_path / "data")
+    for image in ("train/001.png", "val/000.png"):
+        (root / image).write_bytes(b"\xff\xd8\xff")
+    args = ("--data.on_broken_image=skip", "--progress.refresh_rate=0")
+    cli = CommandLine(tiny.arguments(root, tmp_path / "runs", *args))
+    cli.fit()
+    drawn = cv2.imread(str(cli.run_folder / "images" / "step_000006" / "000.jpg"))
+    assert drawn is not None
+    assert np.median(drawn) == 0
+    assert (cli.run_folder / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_mixed_precision(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import cv2
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from condseg.data.images import read_image
 from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.drawing import draw, legible_scale
 from condseg.structures import Batch
@@ -56,7 +55,7 @@ class ValidationImages(Callback):
         names = [category.name for category in data.categories]
         pairs = list(zip(batch.infos, outputs["detections"], strict=True))
         for info, detections in pairs[: self.count - self._drawn]:
-            image = read_image(info.file_name)
+            image = data.val_dataset.image(info.image_id)
             scale = legible_scale(*image.shape[:2])
             drawing = draw(image, detections, names, self.score, scale=scale)
             folder = self._folder / f"step_{trainer.global_step:06d}"
