@@ -4,7 +4,9 @@ python tools/demo.py street.jpg holiday/ "scans/*.png" --score 0.5
 python tools/demo.py street.jpg --model condinst_r101_3x_sem   # published models: tools/models.py
 """
 
+import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import get_args
 
 from condseg.cli.messages import add_model_options, command_parser
@@ -40,6 +42,8 @@ def main(args: Sequence[str] | None = None) -> int:
         help="remove the parts of a mask outside its box",
     )
     options = parser.parse_args(args)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in other encodings
     with user_errors("smaller images, --device cpu"):
         from condseg.inference.annotate import annotate
         from condseg.inference.predictor import Predictor

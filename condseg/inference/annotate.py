@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from condseg.evaluation import to_records
@@ -50,8 +52,8 @@ def annotate(
 ) -> int:
     """Predicts the instances of each image, draws them, and prints one line per image.
 
-    Small images are enlarged, so that their labels fit. A file that cannot be read is reported,
-    and the others are still processed.
+    Small images are enlarged, so that their labels fit. A file that cannot be read or drawn is
+    reported, and the others are still processed.
 
     Args:
         predictor: the model.
@@ -84,17 +86,17 @@ def annotate(
     ):
         try:
             image, depth_map = read_pair(file, depth_file)
+            start = time.perf_counter()
+            detections = predictor(image, depth_map)
+            seconds = time.perf_counter() - start
+            size = height, width = image.shape[:2]
+            shown = detections.above(score)
+            scale = legible_scale(height, width)
+            drawn = draw(image, shown, predictor.names, scale=scale, color_by=color_by)
+            _save(drawn, target)
         except ValueError as error:
             errors.append(str(error))
             continue
-        start = time.perf_counter()
-        detections = predictor(image, depth_map)
-        seconds = time.perf_counter() - start
-        size = height, width = image.shape[:2]
-        shown = detections.above(score)
-        scale = legible_scale(height, width)
-        drawn = draw(image, shown, predictor.names, scale=scale, color_by=color_by)
-        Image.fromarray(drawn).save(target, quality=92)
         labels, scores = shown.labels.tolist(), shown.scores.tolist()
         what = describe(labels, scores, predictor.categories)
         print(f"{file}: {what} ({seconds:.2f} s) -> {target}")
@@ -111,7 +113,18 @@ def annotate(
             "categories": [{"id": c.id, "name": c.name} for c in predictor.categories],
         }
         text = json.dumps(content, ensure_ascii=False)
-        (folder / "detections.json").write_text(text, encoding="utf-8")
+        # A file name that is not UTF-8 contains surrogates, whose escapes are also json's.
+        target = folder / "detections.json"
+        target.write_text(text, encoding="utf-8", errors="backslashreplace")
     for message in errors:
         print(f"error: {message}", file=sys.stderr)
     return len(errors)
+
+
+def _save(drawn: NDArray[np.uint8], target: Path) -> None:
+    try:
+        Image.fromarray(drawn).save(target, quality=92)
+    except OSError as error:
+        if error.errno is not None:  # of the system, which concerns all files
+            raise
+        raise ValueError(f"{target}: cannot be written: {error}") from error

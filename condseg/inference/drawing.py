@@ -82,6 +82,11 @@ def draw(
             f"image is {height} x {width}"
         )
     shown = detections.above(score_threshold)
+    if len(shown) and int(shown.labels.max()) >= len(names):
+        raise ValueError(
+            f"names has {len(names)} entries; there is an instance of class "
+            f"{int(shown.labels.max())}, which needs one"
+        )
     masks, boxes = shown.masks.cpu().numpy(), shown.boxes.cpu().numpy()
     labels = shown.labels.tolist()
     texts = [f"{names[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist(), strict=True)]
@@ -115,8 +120,12 @@ def draw(
 
 
 def legible_scale(height: int, width: int) -> int:
-    """Factor by which to enlarge an image so that its labels fit: 1 from 480 pixels."""
-    return min(4, max(1, math.ceil(480 / min(height, width))))
+    """Factor by which to enlarge an image so that its labels fit: 1 from 480 pixels.
+
+    It is lower where the sides would exceed what a JPEG may have, 65500 pixels.
+    """
+    factor = min(4, math.ceil(480 / min(height, width)), 65500 // max(height, width))
+    return max(1, factor)
 
 
 def _rectangle(box: NDArray[np.float32], canvas: Image) -> Rectangle:

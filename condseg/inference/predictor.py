@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from condseg.data.collate import collate
+from condseg.data.limits import check_pixels
 from condseg.data.transforms import resize_transform
 from condseg.inference.device import pick_device
 from condseg.inference.stages import Stages
@@ -93,7 +94,8 @@ class Predictor:
         """The instances of one image in its own pixels, best first, on the CPU.
 
         Args:
-            image: (H, W, 3) RGB, 0..255, as of ``condseg.data.images.read_image``.
+            image: (H, W, 3) RGB, 0..255, as of ``condseg.data.images.read_image``, of 1 to
+                ``condseg.data.limits.MAX_PIXELS`` pixels.
             depth: (H, W), as of ``read_depth``, for a network with a depth encoder.
 
         Raises:
@@ -141,6 +143,7 @@ class Predictor:
             raise ValueError(
                 f"image is {image.dtype} of shape {image.shape}; uint8 (H, W, 3) allowed"
             )
+        check_pixels(*image.shape[:2])
         if depth is not None and (depth.shape != image.shape[:2] or depth.dtype != np.uint16):
             raise ValueError(
                 f"depth is {depth.dtype} of shape {depth.shape}; uint16 {image.shape[:2]} allowed"

@@ -16,6 +16,8 @@ import torch
 def explain(error: BaseException) -> str | None:
     """What has failed and what helps; None for other errors, and for those that say it already."""
     message = " ".join(str(error).split())
+    if message.startswith("Caught "):  # torch's text for an exception in a worker
+        return None
     lost = isinstance(error, (ConnectionError, EOFError)) and _in_loader(error)
     if lost or "DataLoader worker" in message:
         cause = re.search(r"killed by signal: (\w[\w ]*)", message)

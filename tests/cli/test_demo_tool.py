@@ -1,6 +1,7 @@
 """tools/demo.py: condseg.cli.predict."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,27 @@ def test_an_unreadable_image_is_reported_and_the_others_are_processed(folder, ca
     assert "no images in 'absent*'" in printed.err
     assert "nothing reaches --score 0.9; the best is " in printed.out
     assert Path("out/x.jpg").is_file()
+
+
+def test_a_file_that_is_not_drawn_is_reported_and_the_others_are_processed(folder, capsys):
+    """An image of extreme aspect is enlarged only as far as a JPEG may be."""
+    for name, size in (("thin.jpg", (10, 40000)), ("wide.jpg", (3, 70000)), ("c.jpg", (40, 60))):
+        kind = "PNG" if name == "wide.jpg" else "JPEG"
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(name, kind)
+    assert main(["thin.jpg", "wide.jpg", "c.jpg"]) == 1
+    printed = capsys.readouterr()
+    assert "error: out/wide.jpg: cannot be written: " in printed.err
+    assert read_image("out/thin.jpg").shape == (10, 40000, 3)
+    assert Path("out/c.jpg").is_file()
+
+
+def test_a_file_name_that_is_not_utf_8(folder, capsys):
+    name = os.fsdecode(b"b/\xff.png")
+    Path("b/y.png").rename(name)
+    assert main([name, "--json"]) == 0
+    assert "b/\\udcff.png: " in capsys.readouterr().out
+    content = Path("out/detections.json").read_text(encoding="utf-8")
+    assert json.loads(content)["images"][0]["file_name"] == name
 
 
 def test_no_input_is_overwritten(folder):

@@ -130,5 +130,11 @@ def test_masks_of_another_size_are_refused():
         draw(np.zeros((30, 50, 3), np.uint8), squares(1, 4, (40, 50)), NAMES)
 
 
+def test_fewer_names_than_classes():
+    with pytest.raises(ValueError, match="names has 2 entries; there is an instance of class 2"):
+        draw(np.zeros((40, 50, 3), np.uint8), squares(3, 4, (40, 50)), NAMES[:2])
+
+
 def test_small_images_are_enlarged():
-    assert [legible_scale(*size) for size in ((240, 320), (480, 640), (20, 20))] == [2, 1, 4]
+    sizes = (240, 320), (480, 640), (20, 20), (10, 40000), (30000, 10)
+    assert [legible_scale(*size) for size in sizes] == [2, 1, 4, 1, 2]

@@ -85,6 +85,9 @@ def test_wrong_values_are_named(checkpoint, tmp_path, monkeypatch):
             pick_device(device)
     with pytest.raises(ValueError, match="uint8"):
         predictor(np.zeros((4, 4, 4), np.uint8))
+    for size in ((0, 5), (5, 0), (0, 0)):
+        with pytest.raises(ValueError, match=f"image is {size[0]}x{size[1]} .* allowed are 1 to"):
+            predictor(np.zeros((*size, 3), np.uint8))
     with pytest.raises(ValueError, match="batch_size"):
         evaluate(predictor, batch_size=0)
     monkeypatch.chdir(tmp_path)

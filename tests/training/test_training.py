@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import tiny
 
-from condseg.cli.train import CommandLine
+from condseg.cli.train import CommandLine, main
 from condseg.zoo.checkpoint import load, restore
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -168,6 +168,15 @@ def test_the_ground_truth_is_read_before_the_first_step(
     monkeypatch.setattr("condseg.training.module.CocoEvaluator", no_ground_truth)
     with pytest.raises(ValueError, match="no ground truth"):
         losses(data, tmp_path, *SHORT)
+
+
+def test_a_broken_image_in_a_worker_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tiny.make_set(tmp_path / "data")
+    (root / "train" / "001.png").write_bytes(b"\xff\xd8\xff")
+    message = tiny.error(main, tiny.arguments(root, tmp_path / "runs", "--data.workers=1"), capsys)
+    assert f"{root}/train/001.png (image 101 of {root}/instances_train.json): cannot" in message
 
 
 def test_broken_images_are_skipped(tmp_path: Path) -> None:
