@@ -255,9 +255,10 @@ def train(
         + [f"--{key}={_text(value)}" for key, value in given.items()]
     )
     command.fit()
-    checkpoint = best_of(command.run_folder / "checkpoints")
+    folder: Path | None = command.run_folder
+    checkpoint = None if folder is None else best_of(folder / "checkpoints")
     if checkpoint is None:
-        raise ValueError(f"{command.run_folder}: the training has written no checkpoint")
+        raise ValueError("the training has written no checkpoint")
     return load(checkpoint)
 
 

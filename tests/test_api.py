@@ -48,6 +48,7 @@ def test_an_image_of_any_kind(model, tmp_path):
     for other in every:
         for name in ("boxes", "scores", "labels", "masks", "image"):
             assert np.array_equal(getattr(found, name), getattr(other, name))
+            assert getattr(other, name).flags.writeable
     assert [one.source for one in every] == [str(path), str(path), url, str(path), "", "", ""]
     assert model.predict([]) == []
 

@@ -28,19 +28,21 @@ MAX_BYTES = 256 << 20
 def read_source(source: ImageSource) -> tuple[NDArray[np.uint8], str]:
     """The pixels (H, W, 3) of an image, and its path or address if it has one, else "".
 
+    Pillow's pixels are read-only, and copied.
+
     Raises:
         ValueError: it cannot be read or downloaded, or has another shape or type.
     """
     if isinstance(source, Image.Image):
-        return rgb_of(source), str(getattr(source, "filename", ""))
+        return rgb_of(source).copy(), str(getattr(source, "filename", ""))
     if isinstance(source, np.ndarray):
         return source, ""
     if isinstance(source, Tensor):
         return _tensor_pixels(source), ""
     text = os.fspath(source)
     if urlsplit(text).scheme in ("http", "https"):
-        return _download(text), text
-    return read_image(text), text
+        return _download(text).copy(), text
+    return read_image(text).copy(), text
 
 
 def _tensor_pixels(image: Tensor) -> NDArray[np.uint8]:

@@ -117,8 +117,8 @@ class Instances:
     def polygons(self) -> list[list[NDArray[np.float64]]]:
         """The outlines of each instance: for each of its parts the points (N, 2), xy in pixels.
 
-        The outlines run along the edges of pixels, so that filling them yields the mask again,
-        but for holes, which are filled.
+        The outlines run along the edges of pixels and cut their inner corners, so that filling
+        them (at the centres of pixels) yields the mask again, but for holes, which are filled.
         """
         return [_outlines(mask) for mask in self.masks]
 
