@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from condseg.layers.experts import ExpertConv
 from condseg.layers.parts import (
     Annealed,
     Linear1x1,
@@ -16,10 +17,8 @@ from condseg.layers.parts import (
     init_like_conv_,
     pool,
     positive,
-    start_in_pairs_,
 )
 from condseg.layers.per_sample import mix
-from condseg.layers.slot import ConvSlot
 
 
 class _Attention(nn.Module):
@@ -35,7 +34,7 @@ class _Attention(nn.Module):
         return torch.softmax(logits / temperature, dim=1)
 
 
-class DyConv2d(ConvSlot, Annealed):
+class DyConv2d(ExpertConv, Annealed):
     r"""Convolution with a kernel that is a convex mixture of experts, chosen by the input.
 
     .. math:: y = \Big(\sum_e \pi_e(x) W_e\Big) * x + \sum_e \pi_e(x) b_e,
@@ -65,12 +64,10 @@ class DyConv2d(ConvSlot, Annealed):
         temperature: float = 1.0,
         **conv_options: Any,
     ) -> None:
-        super().__init__(*conv, **conv_options)
-        positive(num_experts=num_experts, reduction=reduction)
-        self.num_experts = num_experts
+        super().__init__(*conv, num_experts=num_experts, **conv_options)
+        positive(reduction=reduction)
         hidden = num_experts if self.in_channels == 3 else int(self.in_channels * reduction) + 1
         self.attention = _Attention(self.in_channels, num_experts, hidden)
-        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
         bias = nn.Parameter(torch.empty(num_experts, self.out_channels))
         self.bias = bias if self.has_bias else None
         self._add_temperature(temperature)
@@ -83,8 +80,8 @@ class DyConv2d(ConvSlot, Annealed):
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         attention = self.attentions(x)["kernel"]
         with full_precision(x):
-            bias = None if self.bias is None else mix(attention, self.bias)
-            return mix(attention, self.weight), bias
+            bias = None if self.bias is None else mix(attention, self.experts(self.bias))
+            return mix(attention, self.experts(self.weight)), bias
 
     def fold_norm_(self, norm: _BatchNorm) -> bool:
         folded = super().fold_norm_(norm)
@@ -93,8 +90,8 @@ class DyConv2d(ConvSlot, Annealed):
             self.bias = nn.Parameter(self.bias.detach().repeat(self.num_experts, 1))
         return folded
 
-    def _start_from_(self, weight: Tensor, spread: float) -> None:
-        start_in_pairs_(self.weight, weight, spread, *self.attention.fc2.parameters())
+    def heads(self) -> list[nn.Module]:
+        return [self.attention.fc2]
 
 
 class DyConv1d(DyConv2d):

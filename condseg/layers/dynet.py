@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from condseg.layers.parts import full_precision, init_like_conv_, pool, positive, start_in_pairs_
+from condseg.layers.experts import ExpertConv
+from condseg.layers.parts import full_precision, init_like_conv_, pool
 from condseg.layers.per_sample import conv_experts, mix
-from condseg.layers.slot import ConvSlot
 
 
-class DyNetConv2d(ConvSlot):
+class DyNetConv2d(ExpertConv):
     r"""Convolution whose every output channel has its own mixture of fixed kernels.
 
     .. math:: y_o = \Big(\sum_e c_{eo}(x)\, W_{eo}\Big) * x + b_o
@@ -45,15 +45,13 @@ class DyNetConv2d(ConvSlot):
         mixing: Literal["auto", "features", "kernels"] = "auto",
         **conv_options: Any,
     ) -> None:
-        super().__init__(*conv, **conv_options)
-        positive(num_experts=num_experts)
+        super().__init__(*conv, num_experts=num_experts, **conv_options)
         if mixing not in ("auto", "features", "kernels"):
             raise ValueError(f"mixing={mixing!r} must be 'auto', 'features' or 'kernels'")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be in [0, 1)")
-        self.num_experts, self.dropout, self.mixing = num_experts, dropout, mixing
+        self.dropout, self.mixing = dropout, mixing
         self.coefficient_fn = nn.Linear(self.in_channels, num_experts * self.out_channels)
-        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
         self.bias = nn.Parameter(torch.empty(self.out_channels)) if self.has_bias else None
         init_like_conv_(self.weight.data, None if self.bias is None else self.bias.data)
 
@@ -69,7 +67,8 @@ class DyNetConv2d(ConvSlot):
             return super().forward(x)
         coefficients = self.coefficients(x)
         x, padding = self.pad(x)
-        maps = conv_experts(x, self.weight, self.stride, padding, self.dilation, self.groups)
+        where = (self.stride, padding, self.dilation, self.groups)
+        maps = conv_experts(x, self.experts(self.weight), *where)
         ones = (1,) * self.dims
         coefficients = coefficients.to(maps.dtype).view(*coefficients.shape, *ones)
         y = (maps * coefficients).sum(1)  # (B, E, O, *s) -> (B, O, *s)
@@ -82,13 +81,11 @@ class DyNetConv2d(ConvSlot):
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
-            kernel = mix(self.coefficients(x), self.weight)
+            kernel = mix(self.coefficients(x), self.experts(self.weight))
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
-    def _start_from_(self, weight: Tensor, spread: float) -> None:
-        head, shape = self.coefficient_fn, (self.num_experts, self.out_channels)
-        rows = (head.weight.unflatten(0, shape), head.bias.unflatten(0, shape))
-        start_in_pairs_(self.weight, weight, spread, *rows)
+    def heads(self) -> list[nn.Module]:
+        return [self.coefficient_fn]
 
 
 class DyNetConv1d(DyNetConv2d):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from condseg.layers.experts import ExpertConv
 from condseg.layers.parts import (
     Annealed,
     Linear1x1,
@@ -17,10 +18,8 @@ from condseg.layers.parts import (
     pool,
     pooled_norm,
     positive,
-    start_in_pairs_,
 )
 from condseg.layers.per_sample import CONV, conv_per_sample, mix, output_blocks
-from condseg.layers.slot import ConvSlot
 
 
 class ODAttention(NamedTuple):
@@ -72,7 +71,7 @@ class Attention(nn.Module):
         return ODAttention._make([*sigmoids, kernel])
 
 
-class ODConv2d(ConvSlot, Annealed):
+class ODConv2d(ExpertConv, Annealed):
     r"""Convolution whose kernel has attentions along its four axes, computed from the input.
 
     .. math:: y = \Big(\sum_e \alpha_w^e\, \alpha_f \odot \alpha_c \odot \alpha_s \odot W_e\Big)
@@ -112,9 +111,8 @@ class ODConv2d(ConvSlot, Annealed):
         norm: Norm = "batch",
         **conv_options: Any,
     ) -> None:
-        super().__init__(*conv, **conv_options)
-        positive(num_experts=num_experts, reduction=reduction, min_hidden=min_hidden)
-        self.num_experts = num_experts
+        super().__init__(*conv, num_experts=num_experts, **conv_options)
+        positive(reduction=reduction, min_hidden=min_hidden)
         self.attention = Attention(
             self.in_channels,
             None if self.depthwise else self.out_channels,
@@ -123,7 +121,6 @@ class ODConv2d(ConvSlot, Annealed):
             max(int(self.in_channels * reduction), min_hidden),
             norm,
         )
-        self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
         self.bias = nn.Parameter(torch.zeros(self.out_channels)) if self.has_bias else None
         self._add_temperature(temperature)
         for kernel in self.weight.data:
@@ -131,7 +128,7 @@ class ODConv2d(ConvSlot, Annealed):
 
     def forward(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b o *s_out"]:
         with full_precision(x):
-            attention = self.attention(x, self.temperature)
+            attention = self._attend(x)
             # Channel and filter attention scale the maps or the kernel, whichever is smaller. A
             # kernel that they do not scale may then be shared by all samples.
             fold = math.prod(self.kernel_shape) < x[:1].numel()
@@ -157,10 +154,18 @@ class ODConv2d(ConvSlot, Annealed):
         y = y * filter_.to(y.dtype).view(*filter_.shape, *ones)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *ones)
 
+    def _attend(self, x: Tensor) -> ODAttention:
+        """The attentions; at natural scale, sigmoids are doubled and so start at 1."""
+        attention: ODAttention = self.attention(x, self.temperature)
+        if not self.natural_scale:
+            return attention
+        *sigmoids, experts = attention
+        return ODAttention._make([*(None if s is None else 2 * s for s in sigmoids), experts])
+
     def _kernel(self, attention: ODAttention, fold: bool, rows: slice = slice(None)) -> Tensor:
         """Kernels of the samples, (B, O, C / groups, *k), or of some output channels."""
         channel, filter_, spatial, experts = attention
-        weight = self.weight[:, rows]
+        weight = self.experts(self.weight)[:, rows]
         per_group = (self.groups, weight.shape[1] // self.groups)
         kernel = weight if experts is None else mix(experts, weight)
         kernel = kernel.flatten(3).unflatten(1, per_group)  # (B or 1, g, O/g, C/g, T)
@@ -183,21 +188,17 @@ class ODConv2d(ConvSlot, Annealed):
 
     def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
         with full_precision(x):
-            axes = self.attention(x, self.temperature)._asdict()
+            axes = self._attend(x)._asdict()
         return {axis: values for axis, values in axes.items() if values is not None}
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
-            kernel = self._kernel(self.attention(x, self.temperature), fold=True)
+            kernel = self._kernel(self._attend(x), fold=True)
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
-    def _start_from_(self, weight: Tensor, spread: float) -> None:
-        """Sigmoid heads start at zero, an attention of 1/2, for which the kernel is scaled."""
-        for head in (heads := self.attention.sigmoid_heads):
-            for parameter in head.parameters():
-                nn.init.zeros_(parameter)
-        rows = () if self.attention.kernel_fc is None else self.attention.kernel_fc.parameters()
-        start_in_pairs_(self.weight, weight * 2.0 ** len(heads), spread, *rows)
+    def heads(self) -> list[nn.Module]:
+        heads = [*self.attention.sigmoid_heads, self.attention.kernel_fc]
+        return [head for head in heads if head is not None]
 
 
 class ODConv1d(ODConv2d):

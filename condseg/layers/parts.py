@@ -169,25 +169,3 @@ def resize_like(x: Float[Tensor, "b c h w"], like: Tensor) -> Tensor:
     """Resize a map bilinearly to another's height and width, if they differ."""
     size = like.shape[-2:]
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear")
-
-
-def start_in_pairs_(experts: Tensor, kernel: Tensor, spread: float, *heads: Tensor) -> None:
-    """Set experts around a kernel such that every mixture of the heads is the kernel.
-
-    Experts 2i and 2i + 1 have the same rows of the heads, so the same attention, and opposite
-    offsets from the kernel. The last of an odd number of experts is the kernel.
-
-    Args:
-        experts: (E, O, ...), set in place.
-        kernel: (O, ...).
-        spread: standard deviation of the offsets, relative to each filter's root mean square.
-        heads: (E, ...) parameters of the attentions, made equal for each pair in place.
-    """
-    pairs = experts.shape[0] // 2 * 2
-    size = kernel.square().mean(tuple(range(1, kernel.dim())), keepdim=True).sqrt()
-    offsets = spread * size * torch.randn_like(experts[:pairs:2])
-    experts.copy_(kernel.expand_as(experts))
-    experts[:pairs:2] += offsets
-    experts[1:pairs:2] -= offsets
-    for rows in heads:
-        rows[1:pairs:2] = rows[:pairs:2]

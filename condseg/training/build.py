@@ -29,7 +29,7 @@ def build_module(
         schedule: builds its learning-rate schedule, stepped once per optimizer step.
         dense_loss: the loss of classes and boxes; default: that of the network's head.
         backbone_lr: factor of the backbone's learning rate.
-        attention_lr: factor of the attentions' learning rate, in addition.
+        attention_lr: factor of the attentions' learning rate, in addition to their layers' own.
 
     Raises:
         ValueError: ``dense_loss`` is for another head.

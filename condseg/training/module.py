@@ -31,7 +31,7 @@ class CondInstModule(LightningModule):
         optimizer: builds the optimizer from parameter groups.
         schedule: builds its learning-rate schedule, stepped once per optimizer step.
         backbone_lr: factor of the backbone's learning rate.
-        attention_lr: factor of the attentions' learning rate, in addition.
+        attention_lr: factor of the attentions' learning rate, in addition to their layers' own.
 
     Attributes:
         recipe: plain data from which :func:`condseg.zoo.checkpoint.restore` rebuilds the model;

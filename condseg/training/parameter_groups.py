@@ -15,12 +15,13 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     """The trained parameters in groups, named by "backbone", "attention" and "norm".
 
-    Norms have no weight decay, as in the official training (detectron2's ``WEIGHT_DECAY_NORM``);
-    biases have it, as there.
+    Attentions are grouped by ``layer_lr`` too, the factor that their layers ask for. Norms have no
+    weight decay, as in the official training (detectron2's ``WEIGHT_DECAY_NORM``); biases have it,
+    as there.
     """
     layers = [module for module in network.modules() if isinstance(module, ConvSlot)]
-    attention = {id(p) for layer in layers for p in layer.attention_parameters()}
-    groups: dict[str, dict[str, Any]] = {}
+    attention = {id(p): each.attention_lr for each in layers for p in each.attention_parameters()}
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
     for path, module in network.named_modules():
         norm = isinstance(module, NORMS)
         for parameter in module.parameters(recurse=False):
@@ -32,7 +33,9 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
                 "norm": norm,
             }
             name = " ".join(label for label, applies in labels.items() if applies) or "other"
-            group = groups.setdefault(name, {"params": [], "name": name})
+            factor = attention.get(id(parameter), 1.0)
+            empty = {"params": [], "name": name, "layer_lr": factor}
+            group = groups.setdefault((name, factor), empty)
             group["params"].append(parameter)
             if norm:
                 group["weight_decay"] = 0.0
@@ -45,8 +48,11 @@ def scale_learning_rates(optimizer: Optimizer, backbone: float, attention: float
     Args:
         optimizer: the optimizer.
         backbone: factor for the backbone.
-        attention: factor for attentions, in addition.
+        attention: factor for attentions, in addition to that and to their layers' own.
     """
     for group in optimizer.param_groups:
-        factor = backbone if "backbone" in group["name"] else 1.0
-        group["lr"] *= factor * (attention if "attention" in group["name"] else 1.0)
+        group["lr"] *= group["layer_lr"]
+        if "backbone" in group["name"]:
+            group["lr"] *= backbone
+        if "attention" in group["name"]:
+            group["lr"] *= attention

@@ -154,6 +154,7 @@ def test_fixed_at_the_mean_over_batches(layer: str) -> None:
 def test_a_bias_alone_may_depend_on_the_input() -> None:
     net = nn.Sequential(DyConv2d.from_static(nn.Conv2d(3, 4, 3)))
     net[0].bias.data[0] += 1
+    nn.init.normal_(net[0].attention.fc2.weight)
     assert to_static(net).kept == {"0": "its kernel or its bias depends on the input"}
     nn.init.zeros_(net[0].bias)
     nn.init.zeros_(net[0].weight)

@@ -103,7 +103,8 @@ def test_final_temperature_is_in_the_checkpoint(trained: CommandLine) -> None:
 def test_learning_rates_by_group(trained: CommandLine) -> None:
     groups = trained.trainer.optimizers[0].param_groups
     rates = {group["name"]: group["initial_lr"] for group in groups}
-    assert rates["backbone attention"] == 0.005
+    # Half of the network's rate by the option, 1 / (2 n) of it by the layer.
+    assert rates["backbone attention"] == pytest.approx(0.005 * 0.5 / 16)
     assert rates["other"] == 0.01
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from condseg.layers.experts import NATURAL_SCALE
 from condseg.models.backbones.pickled import read_pickled
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ def load_strict(
 
     Args:
         network: its ``num_batches_tracked`` counters and the ``temperature`` of its dynamic
-            layers may be missing from ``state``.
+            layers may be missing from ``state``. A missing ``natural_scale`` is the published
+            scale.
         state: by the network's names.
         source: of the tensors, for messages.
         left_out: key -> reason, for tensors that the network does not have.
@@ -119,10 +121,12 @@ def load_strict(
             finite.
     """
     left_out = left_out or {}
-    own = network.state_dict()
+    own = {k: v for k, v in network.state_dict().items() if not k.endswith(NATURAL_SCALE)}
+    modules = {k.rpartition(".")[0] for k in own}
+    scales = {k: state[k] for k in state if k.removesuffix(NATURAL_SCALE) in modules - {k}}
     optional = ("num_batches_tracked", ".temperature", *may_be_missing)
     missing = [k for k in own if k not in state and not k.endswith(optional)]
-    unknown = [k for k in state if k not in own and k not in left_out]
+    unknown = [k for k in state if k not in own and k not in scales and k not in left_out]
     unlike = [
         f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the network"
         for k in own
@@ -141,9 +145,10 @@ def load_strict(
             f"{_first(wrong)}; an earlier checkpoint may have none"
         )
     if not any(tensor.is_meta for tensor in own.values()):
-        network.load_state_dict({k: state.get(k, own[k]) for k in own}, strict=True)
+        tensors = {k: state.get(k, own[k]) for k in own}
+        network.load_state_dict(tensors | scales, strict=True)
     for key in state:
-        if key not in own:
+        if key not in own and key not in scales:
             log.info("%s: %s left out: %s", source, key, left_out[key])
 
 

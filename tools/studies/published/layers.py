@@ -107,13 +107,14 @@ class _ODConv(ODConv2d):
     def forward(self, x: Tensor) -> Tensor:
         batch, ones = x.shape[0], (1,) * self.dims
         with full_precision(x):
-            channel, filter_, spatial, experts = self.attention(x, self.temperature)
+            channel, filter_, spatial, experts = self._attend(x)
             factor = x.new_ones(batch, 1, *(1,) * (2 + self.dims), dtype=self.weight.dtype)
             if spatial is not None:
                 factor = factor * spatial.view(batch, 1, 1, 1, *self.kernel_size)
             if experts is not None:
                 factor = factor * experts.view(batch, -1, 1, 1, *ones)
-            kernel = (factor * self.weight).sum(1)  # (B, E, O, C/g, *k) -> (B, O, C/g, *k)
+            # (B, E, O, C/g, *k) -> (B, O, C/g, *k)
+            kernel = (factor * self.experts(self.weight)).sum(1)
         x, padding = self.pad(x * channel.to(x.dtype).view(batch, -1, *ones))
         y = conv_samples_as_groups(
             x, kernel, None, self.stride, padding, self.dilation, self.groups
