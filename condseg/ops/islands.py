@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor, from_numpy
@@ -19,6 +18,8 @@ def without_islands(
         masks: one per box.
         boxes: xyxy in pixels of the masks; a pixel is in a box that covers some of it.
     """
+    import cv2  # late: reading a checkpoint does not need it
+
     kept = masks.cpu().numpy().copy()
     height, width = kept.shape[1:]
     limits = np.array([width, height])
