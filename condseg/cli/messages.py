@@ -9,8 +9,10 @@ import inspect
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 UNKNOWN_KEY = re.compile(
     r"Group '(\S+)' does not accept option '(\S+)'"
@@ -23,9 +25,25 @@ UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 FORBIDDEN_CLASS = re.compile(r"Importing '(\S+)' is not allowed")
 
 
+SCRIPTS = {"predict": "demo", "download": "download_coco"}
+"""Scripts in tools/ that are not named as their command."""
+
+
+def command(name: str) -> str:
+    """A command as its user types it: ``condseg eval``, or ``python tools/eval.py`` by scripts."""
+    if _is_condseg():
+        return f"condseg {name}"
+    return f"python tools/{SCRIPTS.get(name, name)}.py"
+
+
+def _is_condseg() -> bool:
+    return Path(sys.argv[0]).stem in ("condseg", "__main__")
+
+
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser without abbreviations that shows the description as it is."""
     return argparse.ArgumentParser(
+        prog=f"condseg {sys.argv[1]}" if _is_condseg() else None,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
