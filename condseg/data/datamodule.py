@@ -200,16 +200,17 @@ class DataModule(pl.LightningDataModule):
 
     def _check_images(self, datasets: list[CocoDataset]) -> None:
         workers = {"num_workers": self.workers, "worker_init_fn": one_thread}
+        lines = []
         for dataset in datasets:
             broken = broken_images(dataset, *self._rank_and_world_size(), workers)
-            if not broken:
-                continue
-            of_set = f"{len(broken)} of {len(dataset)} images are broken:"
-            message = "\n  ".join([f"{dataset.annotation_file}: {of_set}", *broken])
-            if not self.skip_broken:
-                raise ValueError(message)
-            rank_zero_warn(message)
-            self._skipped.named |= set(broken)
+            if broken:
+                count = f"{len(broken)} of {len(dataset)} images are broken"
+                lines += [f"{dataset.annotation_file}: {count}:", *(f"  {one}" for one in broken)]
+                self._skipped.named |= set(broken)
+        if lines and not self.skip_broken:
+            raise ValueError("\n".join(lines))
+        if lines:
+            rank_zero_warn("\n".join(lines))
 
     def train_dataloader(self) -> TrainLoader:
         sizes = self.train_dataset.sizes

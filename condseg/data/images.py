@@ -88,7 +88,7 @@ def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) ->
             problem = "a folder, device, pipe or broken link; expected a file"
         raise ValueError(f"{path}: {problem}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty (0 bytes); expected a {kind}")
+        raise ValueError(f"{path}: the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below

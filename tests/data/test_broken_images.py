@@ -1,13 +1,17 @@
 """Images that cannot be read: stopped at, replaced, or found before the training."""
 
 import os
+import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 from PIL import Image
 
+from condseg.data.checking import broken_images
 from condseg.data.datamodule import DataModule
+from condseg.data.dataset import CocoDataset
 from condseg.data.transforms import train_transform
 
 OPTIONS = {"short_sides": (24,), "max_long_side": 64, "val_short_side": 32}
@@ -76,17 +80,37 @@ def test_no_image_can_be_read(coco):
         coco.open(on_broken_image="replace")[1]
 
 
-@pytest.mark.filterwarnings("ignore:.*3 of 6 images are broken")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_all_are_found_before_the_training(coco, coco_set, workers):
-    val = coco_set("val")
+    truncate(coco_set("val").images / "001.png")
     options = OPTIONS | {"check_images": True, "workers": workers}
-    with pytest.raises(ValueError, match=r"train.json: 3 of 6 images are broken:") as error:
+    expected = [
+        r".*val.json: 1 of 3 images are broken:",
+        r"  .*/val/001.png \(image 101 of .*val.json\): cannot be read as an image: .*",
+        r".*train.json: 3 of 6 images are broken:",
+        r"  .*/train/002.png \(image 102 of .*train.json\): cannot be read as an image: .*",
+        r"  .*/train/003.png \(image 103 of .*train.json\): cannot be read as an image: .*",
+        r"  .*/train/005.png \(image 105 of .*train.json\): the file is 40x61 .*",
+    ]
+    with pytest.raises(ValueError, match="\n".join(expected) + "$"):
         DataModule(str(coco.root), **options).setup("fit")
-    for line, name in zip(str(error.value).splitlines()[1:], ("002", "003", "005"), strict=True):
-        assert f"{name}.png (image {100 + int(name)} of " in line
-    with pytest.warns(UserWarning, match=r"train.json: 3 of 6 images are broken:"):
+    with pytest.warns(UserWarning, match="\n".join(expected) + "$"):
         DataModule(str(coco.root), on_broken_image="skip", **options).setup("fit")
-    truncate(val.images / "001.png")
-    with pytest.raises(ValueError, match=r"val.json: 1 of 3 images are broken:"):
-        DataModule(str(coco.root), **options).setup("validate")
+
+
+def _process(rank, port, coco, folder):
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = broken_images(CocoDataset(coco.json, coco.images), rank, 2, {})
+    (folder / f"{rank}.txt").write_text("\n".join(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_check_a_part_each_and_agree(coco, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.start_processes(_process, (port, coco, tmp_path), nprocs=2, start_method="fork")
+    one, two = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert one == two
+    assert [f"00{n}.png" in one for n in range(6)] == [False, False, True, True, False, True]
+    assert len(one.splitlines()) == 3
