@@ -19,7 +19,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", help="folder of its images")
     parser.add_argument("--batch_size", type=int, default=1, help="images per step and process")
     parser.add_argument("--workers", type=int, default=2, help="processes that load images")
-    parser.add_argument("--score_threshold", type=float, help="default: as in training")
+    parser.add_argument(
+        "--score_threshold", type=float, help="min score, as it is shown; default: as in training"
+    )
     parser.add_argument("--max_detections", type=int, help="per image; default: as in training")
     parser.add_argument("--output", default="out/eval", help="folder of the JSON files")
     parser.add_argument(
