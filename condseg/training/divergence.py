@@ -18,7 +18,7 @@ CHECK_EVERY = 100
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Numbers of a step: its losses, or the largest absolute value in each gradient."""
+    """Numbers of a step: its losses, or the norm of each gradient."""
 
     step: int
     kind: str
@@ -55,8 +55,8 @@ class Divergence:
         """Adds the gradients of a step, before they are clipped."""
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         if gradients:
-            largest = torch._foreach_norm(list(gradients.values()), torch.inf)
-            self._recent.append(_Values(step, "gradient", list(gradients), torch.stack(largest)))
+            norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+            self._recent.append(_Values(step, "gradient", list(gradients), norms))
 
     def check(self) -> None:
         """Looks at the latest values; the one wait for the device.

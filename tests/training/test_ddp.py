@@ -86,15 +86,21 @@ def test_one_run_folder(one_and_two: tuple[Path, Path]) -> None:
     assert [path.name for path in one_and_two[1].parent.iterdir()] == ["version_0"]
 
 
-def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
-    data = tiny.make_set(tmp_path / "data")
-    args = tiny.arguments(data, tmp_path, *ARGS)
+def start_two_and_wait(tmp_path: Path, *more: str) -> list[Popen[str]]:
+    """Two processes of an endless training that have saved a step."""
+    more = ("--last_checkpoint.every_n_steps=1", *more)
+    args = tiny.arguments(tiny.make_set(tmp_path / "data"), tmp_path, *ARGS, *more)
     processes = start_two([arg for arg in args if "max_steps" not in arg])
+    for _ in range(1200):
+        if (tmp_path / "tiny/version_0/checkpoints/last.ckpt").is_file():
+            break
+        time.sleep(0.05)
+    return processes
+
+
+def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
+    processes = start_two_and_wait(tmp_path)
     try:
-        for _ in range(1200):
-            if (tmp_path / "tiny/version_0/metrics.csv").is_file():
-                break
-            time.sleep(0.05)
         processes[1].send_signal(signal.SIGTERM)
         errors = [process.communicate(timeout=60)[1] for process in processes]
     finally:
@@ -104,3 +110,23 @@ def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
     assert "Traceback" not in "".join(errors)
     steps = load(tmp_path / "tiny/version_0/checkpoints/last.ckpt")["global_step"]
     assert f"is after {steps} steps" in errors[0]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
+def test_a_killed_or_stopped_process_ends_the_other(tmp_path: Path, number: int) -> None:
+    processes = start_two_and_wait(tmp_path, "--process_timeout=40")
+    try:
+        processes[1].send_signal(number)
+        _, errors = processes[0].communicate(timeout=180)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 2, errors
+    assert "Traceback" not in errors
+    lines = errors.splitlines()
+    assert lines[-1].startswith("error: another process of this training ended, or did not answer")
+    steps = load(tmp_path / "tiny/version_0/checkpoints/last.ckpt")["global_step"]
+    assert f"is after {steps} steps" in errors

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from condseg.training.random_state import get_random_state, set_random_state
 from condseg.training.signals import Signals, Stopped
@@ -133,7 +133,7 @@ class LastCheckpoint(Checkpoint):
             try:
                 self._save(trainer)
             except Exception as error:  # the first error is the one to report
-                rank_zero_warn(f"no checkpoint after {trainer.global_step} steps: {error}")
+                rank_zero_info(f"no checkpoint after {trainer.global_step} steps: {error}")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
