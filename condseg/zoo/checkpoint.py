@@ -25,7 +25,7 @@ from condseg.models.losses.masks import MaskLoss
 from condseg.models.postprocess import PostProcess, postprocess_arguments
 from condseg.structures import Category
 from condseg.zoo.recipe import check_recipe, recipe_categories, recipe_sides
-from condseg.zoo.writing import write
+from condseg.zoo.writing import earlier, write
 
 Network = class_from_function(build_condinst, name="Network")
 """``build_condinst`` as a type: in a signature, its arguments are parsed from configurations."""
@@ -79,12 +79,19 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> di
     """Reads a checkpoint without executing code in it.
 
     Raises:
-        ValueError: the file is missing, damaged, or not a condseg checkpoint.
+        ValueError: the file is missing, damaged, or not a condseg checkpoint; names the version
+            before it, if that was kept.
     """
     if not Path(path).is_file():
         raise ValueError(f"checkpoint {os.fspath(path)}: no such file")
-    content = read_pickled(Path(path), "checkpoint", device)
-    check_content(content, f"checkpoint {os.fspath(path)}")
+    try:
+        content = read_pickled(Path(path), "checkpoint", device)
+        check_content(content, f"checkpoint {os.fspath(path)}")
+    except ValueError as error:
+        before = earlier(Path(path))
+        if before.is_file():
+            raise ValueError(f"{error}; the checkpoint before it is {before}") from error
+        raise
     return dict(content)
 
 

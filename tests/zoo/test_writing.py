@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from condseg.zoo.checkpoint import load
 from condseg.zoo.writing import earlier, write
 
 CONTENT = {"state_dict": {"weight": torch.ones(50, 1000)}, "step": 2}
@@ -94,3 +95,15 @@ def test_an_error_of_the_content_keeps_its_type(tmp_path: Path) -> None:
     with pytest.raises((AttributeError, TypeError), match=r"pickle|local object"):
         write({"step": lambda: None}, tmp_path / "last.ckpt")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_damaged_checkpoint_names_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    for number in range(2):
+        write(CONTENT | {"step": number}, path, 2)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(
+        ValueError, match=r"/last\.ckpt .*; the checkpoint before it is .*/last_1\."
+    ):
+        load(path)
+    assert load(earlier(path))["step"] == 0
