@@ -11,10 +11,11 @@ import pytest
 import torch
 from jsonargparse import set_parsing_settings
 from studies.comparison import data, figure, page
+from studies.comparison.change import kernel_change
 from studies.comparison.compare import write
 from studies.comparison.plan import Plan
 from studies.comparison.squeeze import SEConv2d
-from studies.comparison.trials import Budget, Setting
+from studies.comparison.trials import Budget, Setting, Trial
 from studies.comparison.variants import CONV, FILTER, LAYERS, VARIANTS, WHERE, arguments
 from support import tiny
 from torch import nn
@@ -32,6 +33,7 @@ def result(score):
     return {
         "metrics": {"mask/AP": score, "box/AP": score - 0.1},
         "diverged": False,
+        "kernel_change": score / 8,
         "curve": {"steps": [2, 6], "losses": [4.0 - score, 2.0 - score]},
         "cpu_seconds": 120.0,
         "machine": MACHINE,
@@ -128,6 +130,12 @@ def test_squeeze_and_excitation(groups):
         alone = layer.to_static(kernels[i], biases[i])(x[i : i + 1])
         torch.testing.assert_close(layer(x)[i : i + 1], alone)
     assert not torch.allclose(kernels[0], kernels[1])
+    norm = nn.BatchNorm2d(16).eval()
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(values, 0.5, 1.5)
+    expected = norm(layer(x))
+    assert layer.fold_norm_(norm)
+    torch.testing.assert_close(layer(x), expected)
     means = x.mean((2, 3))
     hidden = torch.relu(means @ layer.attention[0].weight.flatten(1).T + layer.attention[0].bias)
     logits = hidden @ layer.attention[2].weight.flatten(1).T + layer.attention[2].bias
@@ -194,6 +202,29 @@ def test_missing_scenes_are_generated_once(tmp_path, monkeypatch):
         data.generate(10, 4, 1, 2)
 
 
+def test_kernel_change(tmp_path, monkeypatch):
+    """Of final trainings with dynamic layers, on the test images."""
+    sets = data.split(tiny.make_set(tmp_path / "data"), tmp_path / "annotations", 4, (8,))
+    budget, device = Budget(8, 8), torch.device("cpu")
+    final = {n: Trial(tmp_path, budget, "test", n, 0.1, 0) for n in ("static", "se")}
+    conv = {"class_path": f"{LAYERS}.SEConv2d"}
+    path = final["se"].runs / "tiny" / "version_0" / "checkpoints" / "best.ckpt"
+    monkeypatch.setattr("condseg.models.backbones.stages.log.info", lambda *_: None)
+    set_parsing_settings(import_path_allowlist=[LAYERS])
+    tiny.write_checkpoint(path, backbone=tiny.BACKBONE | {"conv": conv})
+    assert kernel_change(final["se"], sets, device) == 0  # the gates are still 1
+    checkpoint = torch.load(path)
+    for name, value in checkpoint["state_dict"].items():
+        if "attention.2.weight" in name:
+            value.normal_()
+    torch.save(checkpoint, path)
+    change = kernel_change(final["se"], sets, device)
+    assert change is not None
+    assert 0 < change < 1
+    assert kernel_change(final["static"], sets, device) is None
+    assert kernel_change(Trial(tmp_path, budget, "tuning", "se", 0.1, 0), sets, device) is None
+
+
 def test_differences():
     """Holm's factors are 3 for the smallest p value, then 2: the third claim is not known yet."""
     first = {"static": entry(STATIC), "odconv_1x": entry(BETTER), "se": entry(OPEN)}
@@ -215,12 +246,12 @@ def test_page():
     text = page.page(content(first, second, costs=costs("static", "odconv_1x")))
     assert "**8 steps, 336 training images**" in text
     for row in (
-        "| static | none | 0.002 | 3 | 0.340 ± 0.040 | - | - | - | 0.240 ± 0.040 | 2.0 |",
+        "| static | none | 0.002 | 3 | 0.340 ± 0.040 | - | - | - | 0.240 ± 0.040 | 4.2 % | 2.0 |",
         "| ODConv 1x | backbone | 0.002 | 3 | 0.440 ± 0.041 | +0.100 (+0.099 to +0.102) | 0.000 | ",
-        "| 0.000 | better | 0.340 ± 0.041 | 2.0 |",
+        "| 0.000 | better | 0.340 ± 0.041 | 5.5 % | 2.0 |",
     ):
         assert row in text
-    assert "| ODConv 1x | backbone | - | 0 | - | - | - | - | - | - |" in text
+    assert "| ODConv 1x | backbone | - | 0 | - | - | - | - | - | - | - |" in text
     assert "| static | 5.00 M | 2.50 | 25.5 ms (25.0 to 30.0) | 1.00x | 3.0 MiB |" in text
     assert "| ODConv 1x | 0.001: 0.250, **0.002: 0.375** (edge) | 0.001: 0.250, 0.002: - |" in text
     assert "corrected for 2 claims" in text
@@ -308,6 +339,7 @@ def test_the_whole_comparison(tmp_path, monkeypatch, capsys):
     for name, found in variants.items():
         assert 0 <= found["seeds"]["0"]["metrics"]["mask/AP"] <= 1
         assert len(found["seeds"]["0"]["curve"]["losses"]) == 2
+        assert (found["seeds"]["0"]["kernel_change"] is None) == (name == "static")
         assert measured[name]["latency_seconds"]["median"] > 0
     for cost in ("parameters", "multiply_adds", "peak_bytes"):
         assert measured["odconv_4x"][cost] > measured["se"][cost] > measured["static"][cost] > 0

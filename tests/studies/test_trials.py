@@ -62,7 +62,16 @@ def trial_of(output, seed=0, variant="static"):
 
 def train(trials, fake, *more, jobs=1, finished=lambda _: None):
     listed = trials if callable(trials) else lambda: trials
-    run(listed, lambda t: [f"--rate={t.rate}", *more], fake, CPU, jobs, 1, finished)
+    run(
+        listed,
+        lambda t: [f"--rate={t.rate}", *more],
+        fake,
+        CPU,
+        jobs,
+        1,
+        lambda t: t.seed / 8,
+        finished,
+    )
 
 
 def numbers(trials):
@@ -112,6 +121,7 @@ def test_a_diverged_training_has_ap_0(tmp_path, fake):
     (diverged,) = [t.result for t in tuning.trials if t.rate == 0.064]
     assert diverged is not None
     assert diverged["diverged"]
+    assert diverged["kernel_change"] is None
     assert diverged["metrics"] == {"mask/AP": 0, "box/AP": 0}
 
 
@@ -130,6 +140,7 @@ def test_finished_trainings_are_kept(tmp_path, fake):
         assert result is not None
         assert result["metrics"]["mask/AP"] == 0.5 + trial.seed / 10
         assert result["metrics"]["mask/AR@100"] == 0.75
+        assert result["kernel_change"] == trial.seed / 8
         assert 0 < result["cpu_seconds"] < 60
         assert {p.name for p in trial.folder.iterdir()} == {"result.json", "log.txt"}
     train(trials, fake, finished=lambda _: pytest.fail("ran again"))
@@ -138,7 +149,7 @@ def test_finished_trainings_are_kept(tmp_path, fake):
 
 def test_an_interrupted_training_is_resumed(tmp_path, fake):
     trial = trial_of(tmp_path)
-    left = trial.folder / "run" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    left = trial.runs / "quickstart" / "version_0" / "checkpoints" / "last.ckpt"
     left.parent.mkdir(parents=True)
     left.touch()
     train([trial], fake)
@@ -149,7 +160,7 @@ def test_an_interrupted_training_is_resumed(tmp_path, fake):
 
 def test_a_training_without_its_result_only_is_not_repeated(tmp_path, fake):
     trial = trial_of(tmp_path)
-    metrics = trial.folder / "run" / "quickstart" / "version_0" / "metrics.csv"
+    metrics = trial.runs / "quickstart" / "version_0" / "metrics.csv"
     metrics.parent.mkdir(parents=True)
     metrics.write_text("step,val/mask_AP,val/box_AP\n8,0.25,0.125\n")
     train([trial], fake)
@@ -186,7 +197,7 @@ from studies.comparison.run import run
 from studies.comparison.trials import Budget, Trial
 output, fake = Path({str(tmp_path)!r}), Path({str(fake)!r})
 trials = [Trial(output, Budget(8, 3), "test", name, 0.1, 0) for name in ("static", "dfn")]
-run(lambda: trials, lambda _: ["--wait", "--rate=1"], fake, torch.device("cpu"), 1, 1, print)
+run(lambda: trials, lambda _: ["--wait", "--rate=1"], fake, torch.device("cpu"), 1, 1, print, print)
 """
     environment = tiny.environment()
     environment["PYTHONPATH"] += os.pathsep + str(tiny.REPOSITORY / "tools")

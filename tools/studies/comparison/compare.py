@@ -13,6 +13,7 @@ from typing import Any
 from condseg.inference.device import pick_device
 from studies.charts import save
 from studies.comparison import costs, data, figure, page
+from studies.comparison.change import kernel_change
 from studies.comparison.plan import Plan, budget
 from studies.comparison.run import run
 from studies.comparison.trials import Budget, Setting
@@ -54,8 +55,16 @@ def compare(args: argparse.Namespace, train: Path) -> None:
     trials = list(plan.trials())
     done = sum(trial.result is not None for trial in trials)
     print(f"{plan.least} trainings or more, {done} done before", flush=True)
-    run(plan.trials, lambda trial: setting.command(trial, sets), train, device, args.jobs,
-        args.threads, lambda _: write(plan, setting))  # fmt: skip
+    run(
+        plan.trials,
+        lambda trial: setting.command(trial, sets),
+        train,
+        device,
+        args.jobs,
+        args.threads,
+        lambda trial: kernel_change(trial, sets, device),
+        lambda _: write(plan, setting),
+    )
     path = args.output / "costs.json"
     # Times of different runs are not comparable: if one is missing, all are measured again.
     if not set(variants) <= set(_read(path)["variants"]):

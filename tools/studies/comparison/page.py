@@ -58,7 +58,7 @@ def page(content: Content) -> str:
 
 def _table(content: Content, number: int) -> str:
     head = ["variant", "dynamic", "learning rate", "seeds", "mask AP", "difference to static"]
-    head += ["p", "verdict", "box AP", "CPU min a training"]
+    head += ["p", "verdict", "box AP", "kernel change", "CPU min a training"]
     found = {e["variant"]: e for e in content["differences"] if e["budget"] == number}
     rows = []
     for name, entry in content["budgets"][number]["variants"].items():
@@ -72,8 +72,11 @@ def _table(content: Content, number: int) -> str:
                 cells[1:] = f"{claim['corrected']:.3f}", claim["verdict"]
         seconds = [s["cpu_seconds"] for s in entry["seeds"].values() if s["cpu_seconds"]]
         minutes = f"{statistics.fmean(seconds) / 60:.1f}" if seconds else "-"
+        changes = [s["kernel_change"] for s in entry["seeds"].values()]
+        known = [100 * change for change in changes if change is not None]
+        change = f"{statistics.fmean(known):.2g} %" if known else "-"
         label = [VARIANTS[name].label, VARIANTS[name].part, rate, str(len(entry["seeds"]))]
-        rows.append([*label, aps[0], *cells, aps[1], minutes])
+        rows.append([*label, aps[0], *cells, aps[1], change, minutes])
     return markdown_table(head, rows)
 
 
@@ -157,7 +160,8 @@ def _training(content: Content) -> str:
             "intervals are not corrected. p: of the paired t test, corrected for "
             f"{claims(content)} claims by Holm's method; the verdict is at 0.05. Mask AP and box "
             "AP: mean ± standard deviation over the seeds. Diverged trainings, which count as 0: "
-            f"{diverged}.",
+            f"{diverged}. Kernel change: mean over the dynamic layers of how much the kernel "
+            "varies between images (a mask filter's: between pixels), from 0 to 100 %.",
         )
     )
 

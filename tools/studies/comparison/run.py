@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -37,6 +37,7 @@ def run(
     device: torch.device,
     jobs: int,
     threads: int,
+    observe: Callable[[Trial], float | None],
     finished: Callable[[Trial], object],
 ) -> None:
     """Train what has no result yet, ``jobs`` at a time.
@@ -48,6 +49,7 @@ def run(
         train: the script that trains.
         device: on which it trains; recorded with the results.
         threads: of each training.
+        observe: measures how much the kernels change, see ``change``, before the run is deleted.
         finished: called after each training.
 
     Raises:
@@ -56,6 +58,8 @@ def run(
     """
     failures: dict[Trial, str] = {}
     running: dict[int, tuple[Trial, IO[str], subprocess.Popen[bytes]]] = {}
+    facts = machine(device) | {"threads": threads}
+    del facts["load_average_1min"]
     start = time.monotonic()
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -82,7 +86,7 @@ def run(
                     if RESUME not in str(process.args):  # that of a part is not that of the whole
                         cpu_seconds = round(usage.ru_utime + usage.ru_stime, 2)
                 with log:
-                    metrics = _finish(trial, device, threads, code, cpu_seconds)
+                    metrics = _finish(trial, facts, code, cpu_seconds, observe)
             except ValueError as error:
                 failures[trial] = outcome = str(error)
             else:
@@ -107,7 +111,7 @@ def _start(
     trial: Trial, options: Sequence[str], train: Path, threads: int
 ) -> tuple[IO[str], subprocess.Popen[bytes] | None]:
     """The locked log, and the training's process unless only its result is missing."""
-    runs, log = trial.folder / "run", trial.folder / "log.txt"
+    runs, log = trial.runs, trial.folder / "log.txt"
     trial.folder.mkdir(parents=True, exist_ok=True)
     file = log.open("a", encoding="utf-8")
     try:
@@ -133,21 +137,25 @@ def _start(
 
 
 def _finish(
-    trial: Trial, device: torch.device, threads: int, code: int, cpu_seconds: float | None
+    trial: Trial,
+    facts: dict[str, Any],
+    code: int,
+    cpu_seconds: float | None,
+    observe: Callable[[Trial], float | None],
 ) -> dict[str, float]:
     """Write the result and delete the run; its metrics, which are 0 if the loss has diverged."""
-    runs, log = trial.folder / "run", trial.folder / "log.txt"
+    runs, log = trial.runs, trial.folder / "log.txt"
     metrics, last = _validation(runs), ""
     if code or metrics is None:
         last = (log.read_text(encoding="utf-8").split("\n")[-2:] or [""])[0]
         if DIVERGED not in last:
             raise ValueError(f"{trial}: ended with code {code} ({last.strip()}), see {log}")
         metrics = {"mask/AP": 0.0, "box/AP": 0.0}
-    facts = machine(device) | {"threads": threads}
-    del facts["load_average_1min"]
+    diverged = DIVERGED in last
     content = {
         "metrics": metrics,
-        "diverged": DIVERGED in last,
+        "diverged": diverged,
+        "kernel_change": None if diverged else observe(trial),
         "curve": _curve(runs),
         "cpu_seconds": cpu_seconds,
         "machine": facts,

@@ -44,8 +44,8 @@ class SEConv2d(ConvSlot):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.attention = nn.Sequential(first, nn.ReLU(), last)
-        self.weight = nn.Parameter(torch.empty(self.kernel_shape))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv2d
+        self.weight = nn.Parameter(torch.empty(1, *self.kernel_shape))
+        nn.init.kaiming_uniform_(self.weight[0], a=math.sqrt(5))  # as nn.Conv2d
         self.bias = nn.Parameter(torch.zeros(self.out_channels)) if self.has_bias else None
 
     def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
@@ -56,14 +56,14 @@ class SEConv2d(ConvSlot):
         gates = self.attentions(x)["channel"].to(x.dtype)
         x, padding = self.pad(x * gates.view(*gates.shape, *(1,) * self.dims))
         where = (self.stride, padding, self.dilation, self.groups)
-        y: Tensor = CONV[self.dims](x, self.weight, self.bias, *where)
+        y: Tensor = CONV[self.dims](x, self.weight[0], self.bias, *where)
         return y
 
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         gates = self.attentions(x)["channel"].unflatten(1, (self.groups, 1, -1))  # (B, g, 1, C/g)
-        kernels = self.weight.flatten(2).unflatten(0, (self.groups, -1))  # (g, O/g, C/g, T)
+        kernels = self.weight[0].flatten(2).unflatten(0, (self.groups, -1))  # (g, O/g, C/g, T)
         kernel = (kernels * gates.unsqueeze(-1)).reshape(-1, *self.kernel_shape)
         return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
 
     def _start_from_(self, weight: Tensor, spread: float) -> None:
-        self.weight.copy_(weight)
+        self.weight[0].copy_(weight)

@@ -56,6 +56,11 @@ class Trial:
         return place / f"lr_{self.rate:g}" / f"seed_{self.seed}"
 
     @property
+    def runs(self) -> Path:
+        """Folder of its run, which is deleted at its end."""
+        return self.folder / "run"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """Its result; None before its end."""
         path = self.folder / "result.json"
