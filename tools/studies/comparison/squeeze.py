@@ -44,9 +44,15 @@ class SEConv2d(ConvSlot):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         self.attention = nn.Sequential(first, nn.ReLU(), last)
+        self.hidden = hidden
         self.weight = nn.Parameter(torch.empty(1, *self.kernel_shape))
         nn.init.kaiming_uniform_(self.weight[0], a=math.sqrt(5))  # as nn.Conv2d
         self.bias = nn.Parameter(torch.zeros(self.out_channels)) if self.has_bias else None
+
+    @property
+    def attention_lr(self) -> float:
+        """That of the dynamic layers whose heads have as many inputs."""
+        return 0.5 / self.hidden
 
     def attentions(self, x: Float[Tensor, "b c *s"]) -> dict[str, Float[Tensor, "b _n"]]:
         with full_precision(x):
