@@ -16,6 +16,8 @@ from condseg.structures import Size
 
 _DEPTHS = (8, 10, 12, 14, 16)
 _BLOCK = 2**20  # pixels
+# Without those that hardly occur; for EPS, Pillow runs Ghostscript.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
@@ -92,7 +94,7 @@ def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
-            image = Image.open(path)
+            image = Image.open(path, formats=_FORMATS)
         with image:
             check_pixels(image.height, image.width)
             image.load()

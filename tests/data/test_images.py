@@ -4,7 +4,7 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from condseg.data.images import read_image
 
@@ -122,3 +122,15 @@ def test_memory_of_deep_grey(tmp_path):
     tracemalloc.stop()
     assert read[0, 0].tolist() == [249] * 3
     assert peak < 10 * 2000 * 3000
+
+
+def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript for what begins as EPS, whatever the file's name."""
+    program, trace, path = (tmp_path / name for name in ("gs", "trace", "x.jpg"))
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=r"x\.jpg: cannot be read as an image"):
+        read_image(path)
+    assert not trace.exists()
