@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable
@@ -29,11 +30,15 @@ SCRIPTS = {"predict": "demo", "download": "download_coco"}
 """Scripts in tools/ that are not named as their command."""
 
 
-def command(name: str) -> str:
-    """A command as its user types it: ``condseg eval``, or ``python tools/eval.py`` by scripts."""
-    if _is_condseg():
-        return f"condseg {name}"
-    return f"python tools/{SCRIPTS.get(name, name)}.py"
+def command(name: str, *args: object) -> str:
+    """A command as its user types it: ``condseg eval``, or ``python tools/eval.py`` by scripts.
+
+    Args:
+        name: of the command.
+        args: its arguments, which are quoted for a shell.
+    """
+    script = ["python", f"tools/{SCRIPTS.get(name, name)}.py"]
+    return shlex.join([*(["condseg", name] if _is_condseg() else script), *map(str, args)])
 
 
 def _is_condseg() -> bool:

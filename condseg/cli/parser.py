@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
-from condseg.cli.messages import did_you_mean, one_line, unknown_key
-
-PACKAGE = Path(__file__).parents[1]
-CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
-"""Folder of the configurations: in the installed package, or beside it in the repository."""
+from condseg.cli.config_files import config_path, read_config
+from condseg.cli.messages import one_line, unknown_key
 
 
 class Parser(LightningArgumentParser):
@@ -25,6 +25,18 @@ class Parser(LightningArgumentParser):
         keys = {action.dest for action in self._actions}
         raise ValueError(one_line(message, keys)) from ex
 
+    def set_checked_defaults(self, config: Mapping[str, Any], source: str) -> None:
+        """``set_defaults``, which checks nothing.
+
+        Raises:
+            ValueError: a key is unknown or a value is not allowed; names ``source``.
+        """
+        try:
+            self.parse_object(copy.deepcopy(dict(config)))  # parsing changes the object
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        self.set_defaults(copy.deepcopy(dict(config)))
+
 
 class ConfigFile(ActionConfigFile):
     """``--config NAME.yaml``: a path, or the name of a file in ``configs/``."""
@@ -32,30 +44,74 @@ class ConfigFile(ActionConfigFile):
     def __call__(
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
-        path = Path(str(values))
-        if not path.is_file():
-            path = CONFIGS / path.name
-        if not path.is_file():
-            names = sorted(p.name for p in CONFIGS.glob("*.yaml"))
-            parser.error(
-                f"no configuration {values}{did_you_mean(str(values), names)} "
-                f"There are {', '.join(names)}"
-            )
-        _check_top_level(parser, path)
+        try:
+            path = config_path(str(values))
+            _check_first_level(path, [action.dest for action in parser._actions])
+        except ValueError as error:
+            parser.error(str(error))
         super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
 
 
-def _check_top_level(parser: Any, path: Path) -> None:
-    """jsonargparse ignores an unknown key of the first level that has no keys below it."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        parser.error(f"{path}: no YAML: {error}")
-    if content is None:
-        return
-    if not isinstance(content, dict):
-        parser.error(f"{path}: must have keys and values, has {type(content).__name__}")
-    names = {action.dest.split(".")[0] for action in parser._actions}
-    for key in content:
+def _check_first_level(path: Path, keys: Sequence[str]) -> None:
+    """jsonargparse ignores an unknown key of the first level without keys below it, and a list in
+    place of a group.
+    """
+    names = {key.split(".")[0] for key in keys} - {"config", "print_config", "help"}
+    groups = {key.split(".")[0] for key in keys if "." in key}
+    for key, value in read_config(path).items():
         if key.rstrip("+") not in names:
-            parser.error(f"{path}: {unknown_key(str(key), names)}")
+            raise ValueError(f"{path}: {unknown_key(key, names)}")
+        if key in groups and not isinstance(value, dict):
+            raise ValueError(f"{path}: {key} must have keys and values, has {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The options that decide from what a training starts, and so the defaults of all others.
+
+    Attributes:
+        configs: the configuration files.
+        root: folder of all runs.
+        ckpt_path: see ``--ckpt_path``.
+        init_from: see ``--init_from``.
+    """
+
+    configs: tuple[str, ...] = ()
+    root: str = "runs"
+    ckpt_path: str | None = None
+    init_from: str | None = None
+
+    @classmethod
+    def of(cls, args: Sequence[str] | None) -> Origin:
+        """Reads them from the arguments and their files, as the parser does later.
+
+        Raises:
+            ValueError: a file is missing or cannot be read.
+        """
+        parser = argparse.ArgumentParser(
+            add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
+        parser.add_argument("-c", "--config", action="append", dest="configs", nargs="?")
+        parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?")
+        parser.add_argument("--ckpt_path", nargs="?")
+        parser.add_argument("--init_from", nargs="?")
+        given = vars(parser.parse_known_args(args)[0])
+        given["configs"] = tuple(str(name) for name in given.get("configs", ()) if name)
+        in_files: dict[str, Any] = {}
+        for name in given["configs"]:
+            content = read_config(config_path(name))
+            trainer = content.get("trainer")
+            if isinstance(trainer, dict) and "default_root_dir" in trainer:
+                in_files["root"] = trainer["default_root_dir"]
+            in_files |= {key: content[key] for key in ("ckpt_path", "init_from") if key in content}
+        options: dict[str, Any] = {
+            k: v
+            for k, v in (in_files | given).items()
+            if v != "null" and isinstance(v, str | tuple)
+        }
+        return cls(**options)
+
+    @property
+    def runs(self) -> Path:
+        """Folder of this configuration's runs: the files' names, joined."""
+        return Path(self.root) / ("-".join(Path(name).stem for name in self.configs) or "default")

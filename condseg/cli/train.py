@@ -6,9 +6,7 @@ ones, and options (``--key value``) override files.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +14,32 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from condseg.cli.messages import silence_irrelevant_warnings
-from condseg.cli.parser import CONFIGS, ConfigFile, Parser
+from condseg.cli.config_files import CONFIGS, read_config
+from condseg.cli.messages import command, silence_irrelevant_warnings
+from condseg.cli.parser import ConfigFile, Origin, Parser
+from condseg.cli.trainer import build_trainer, trainer_errors
 from condseg.data.datamodule import DataModule
 from condseg.errors import user_errors
 from condseg.models.postprocess import postprocess_arguments
-from condseg.ops.precision import fast_precision
 from condseg.training.build import build_module
 from condseg.training.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
     LoaderTimeout,
     Progress,
+    RunConfig,
     TemperatureAnnealing,
     ValidationImages,
 )
-from condseg.training.checkpoint_io import AtomicCheckpointIO
+from condseg.training.config_differences import check_same_network
 from condseg.training.failures import explain, kill_workers
-from condseg.training.runs import check_same_network, find_checkpoint, run_loggers
+from condseg.training.metrics_file import run_loggers
+from condseg.training.resume import ResumePoint
+from condseg.training.runs import last_of, newest_checkpoint, newest_run, reserve_run
 from condseg.training.signals import Stopped
-from condseg.training.sync_batchnorm import SyncBatchNorm
-from condseg.zoo.checkpoint import RECIPE, load, restrict_parsing
+from condseg.zoo.checkpoint import RECIPE, best_of, restrict_parsing
 from condseg.zoo.pretrained import start_content, start_from
 
 LESS_MEMORY = (
@@ -51,30 +51,35 @@ LESS_MEMORY = (
 class CommandLine(LightningCLI):
     """Parses the arguments and builds data, model and trainer from them.
 
-    ``default.yaml`` < network of ``--init_from`` < ``--config`` files < ``--key value``. The data
-    is built first, as it determines the number of classes.
+    ``default.yaml`` < network of ``--init_from``, or configuration of the run of ``--ckpt_path`` <
+    ``--config`` files < ``--key value``. The data is built first, as it determines the number of
+    classes.
 
     Args:
         args: the arguments; None for those of the process.
 
     Attributes:
-        run_folder: folder of checkpoints, logs and images; set by :meth:`fit`.
+        run_folder: folder of checkpoints, logs and images; set by :meth:`fit`, and None if the
+            trainer's ``fast_dev_run`` is set, with which nothing is written.
     """
 
-    run_folder: Path
+    run_folder: Path | None = None
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         restrict_parsing()
         silence_irrelevant_warnings()
-        self._checkpoint: Path | None = None
-        self._step = 0
-        init_from = _init_from(args)
-        self._start = None if init_from is None else start_content(init_from)
+        self._origin = Origin.of(args)
+        self._resumed: ResumePoint | None = None
+        self._start: Mapping[str, Any] | None = None
+        if self._origin.ckpt_path == "last":
+            self._resumed = ResumePoint.of(newest_checkpoint(self._origin.runs))
+        elif self._origin.ckpt_path not in (None, "auto"):
+            self._resumed = ResumePoint.of(Path(self._origin.ckpt_path))
+        elif self._origin.init_from is not None:
+            self._start = start_content(self._origin.init_from)
         super().__init__(
             build_module,
             DataModule,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [BestCheckpoint()]},
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},
@@ -94,13 +99,29 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, which warns when ``args`` are passed by a program that has its own."""
         self.config = parser.parse_args(args)
+        if self._resumed is not None:
+            for name in ("callbacks", "logger"):
+                self._replace_parts(name, _list_of(self._resumed.config, name))
+
+    def _replace_parts(self, name: str, before: list[Any]) -> None:
+        """Drops the run's parts of whose class one was added, as ``--config`` files add theirs."""
+        parts = _list_of(self._record(), name)
+        if parts[: len(before)] == before:
+            added = {part["class_path"] for part in parts[len(before) :]}
+            kept = [part["class_path"] not in added for part in before]
+            kept += [True] * (len(parts) - len(before))
+            if not all(kept):
+                trainer = self.config.trainer
+                trainer[name] = [p for p, keep in zip(trainer[name], kept, strict=True) if keep]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="checkpoint to resume from; 'last' is that of this configuration's newest run",
+            help="checkpoint to resume from, with its run's configuration, which files and "
+            "options override; 'last' is that of the newest run with these configuration files; "
+            "'auto' resumes the newest run of exactly this configuration, or starts one",
         )
         parser.add_argument(
             "--init_from",
@@ -128,39 +149,40 @@ class CommandLine(LightningCLI):
         parser.link_arguments(
             "model.network.depth_channels", "data.depth", compute_fn=_is_not_none, apply_on="parse"
         )
-        parser.set_defaults(yaml.safe_load((CONFIGS / "default.yaml").read_text()))
+        parser.set_defaults(read_config(CONFIGS / "default.yaml"))
         if self._start is not None:
             parser.set_defaults({"model": _start_defaults(self._start)})
+        if self._resumed is not None:
+            assert isinstance(parser, Parser)
+            parser.set_checked_defaults(self._resumed.config, self._resumed.config_source)
 
     @property
     def name(self) -> str:
         """The configurations' names, joined: the name of the folder of their runs."""
-        files = [Path(str(path)).stem for path in self.config.get("config") or []]
-        return "-".join(files) or "default"
+        return self._origin.runs.name
 
     def before_instantiate_classes(self) -> None:
-        self._checkpoint = find_checkpoint(self.config.ckpt_path, self._runs, self._command())
-        network = self._config_of("model")["network"]
-        may_differ = {"num_classes", "backbone.weights"}
-        if self._checkpoint is not None:
-            content = load(self._checkpoint)
-            self._step = int(content["global_step"])
-            if RECIPE not in content:
-                raise ValueError(f"checkpoint {self._checkpoint}: not written by tools/train.py")
-            other = content[RECIPE]["model"]["network"]
-            check_same_network(f"checkpoint {self._checkpoint}", other, network, may_differ)
-        if self.config.init_from is not None:
-            # An init_from in a file is known too late to be a default below the files.
-            self._start = self._start or start_content(self.config.init_from)
+        network, record = self._config_of("model")["network"], self._record()
+        if self._origin.ckpt_path == "auto":
+            run = newest_run(self._origin.runs, record)
+            if run is not None and last_of(run).is_file():
+                self._resumed, self._start = ResumePoint.of(last_of(run)), None
+        if self._resumed is not None:
+            self._resumed.check(network)
+            rank_zero_info(self._resumed.summary(record))
+        elif self._start is not None:
+            # Besides the classes and the weights, how the backbone is trained may differ.
+            ignored = {
+                *("num_classes", "backbone.weights", "backbone.freeze_stages", "backbone.norm")
+            }
             other = self._start[RECIPE]["model"]["network"]
-            may_differ |= {"backbone.freeze_stages", "backbone.norm"}  # how it is trained
-            check_same_network(f"--init_from {self.config.init_from}", other, network, may_differ)
+            check_same_network(f"--init_from {self.config.init_from}", other, network, ignored)
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
         self.trainer = self.instantiate_trainer()
-        if self._start is not None and self._checkpoint is None:
+        if self._start is not None:
             categories, source = self.datamodule.categories, self.config.init_from
             rank_zero_info(start_from(self.model.network, self._start, categories, source))
         self._start = None  # frees its tensors
@@ -171,27 +193,21 @@ class CommandLine(LightningCLI):
                 "postprocess": model["postprocess"],
             },
             "data": self._config_of("data"),
+            "config": self._record(),
             "categories": [{"id": c.id, "name": c.name} for c in self.datamodule.categories],
             "short_side": self.datamodule.val_short_side,
             "max_long_side": self.datamodule.max_long_side,
         }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self.config_init.trainer
-        plugins = config.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        if config.sync_batchnorm:
-            kwargs |= {"sync_batchnorm": False}
-            kwargs["plugins"].append(SyncBatchNorm())
-        if config.logger in (None, True):
-            kwargs["logger"] = run_loggers(self._runs, self._checkpoint, self._step)
-        if config.precision is None:
-            kwargs["precision"] = fast_precision(config.accelerator)
-        trainer: Trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.strategy, DDPStrategy) and isinstance(config.strategy, str):
-            trainer.strategy._timeout = timedelta(seconds=self.config.process_timeout)
-        return trainer
+        assert not kwargs
+        parts, config = self.config_init, self.config_init.trainer
+        callbacks = [parts.temperature, parts.progress, parts.loader_timeout, BestCheckpoint()]
+        if not config.fast_dev_run:
+            checkpoint = None if self._resumed is None else self._resumed.path
+            run_config = RunConfig(yaml.safe_dump(self._record(), sort_keys=False), checkpoint)
+            callbacks += [parts.last_checkpoint, parts.validation_images, run_config]
+        return build_trainer(vars(config), callbacks, self.config.process_timeout)
 
     def fit(self) -> None:
         """Trains; resumes if ``--ckpt_path`` is set.
@@ -199,23 +215,28 @@ class CommandLine(LightningCLI):
         Raises:
             Stopped: a signal ended the training; a checkpoint is written.
         """
-        self.run_folder = Path(str(self.trainer.log_dir))  # a collective call: on all ranks
+        step = 0 if self._resumed is None else self._resumed.step
+        if not self.config.trainer.fast_dev_run:
+            self._open_run_folder(step)
         counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         rank_zero_info(
             f"parameters: {sum(n for n, _ in counts):,}, trained: "
             f"{sum(n for n, trained in counts if trained):,}\nrun folder: {self.run_folder}"
         )
+        checkpoint = None if self._resumed is None else self._resumed.path
         last: LastCheckpoint = self.config_init.last_checkpoint
         try:
-            self.trainer.fit(
-                self.model, self.datamodule, ckpt_path=self._checkpoint, weights_only=True
-            )
+            with trainer_errors():
+                self.trainer.fit(
+                    self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True
+                )
         except (Stopped, RuntimeError, OSError, ValueError) as error:
             kill_workers()
             if last.saved_step >= 0:
+                resume = command("train", "--ckpt_path", last.path)
                 rank_zero_info(
                     f"\nstopped; {last.path} is after {last.saved_step} steps; to resume:\n"
-                    f"  {self._command()} --ckpt_path last"
+                    f"  {resume}"
                 )
             if last.signals.received:
                 raise Stopped(last.signals.received) from error
@@ -224,10 +245,21 @@ class CommandLine(LightningCLI):
             raise
         finally:
             last.signals.restore()
+        if step and self.trainer.global_step == step:
+            rank_zero_info(
+                f"{checkpoint} is at the end of its training of {step} steps; "
+                "a larger --trainer.max_steps continues it"
+            )
 
-    @property
-    def _runs(self) -> Path:
-        return Path(self.config.trainer.default_root_dir or "runs") / self.name
+    def _open_run_folder(self, step: int) -> None:
+        """The run folder decides where all files go, whatever the configuration's loggers are."""
+        self.run_folder = None if self._resumed is None else self._resumed.run
+        if self.run_folder is None:
+            runs = self._origin.runs
+            # The other ranks receive it from rank 0 as soon as they are connected.
+            self.run_folder = reserve_run(runs) if self.trainer.is_global_zero else runs / "version"
+        own = run_loggers(self.run_folder, step, self.config.trainer.logger is not False)
+        self.trainer.loggers = [*own, *self.trainer.loggers]
 
     def _config_of(self, group: str) -> dict[str, Any]:
         """The configuration of an argument group as plain data."""
@@ -235,18 +267,15 @@ class CommandLine(LightningCLI):
             self._dump_config()
         return dict(self.config_dump[group])
 
-    def _command(self) -> str:
-        files = [f"--config {Path(str(path)).name}" for path in self.config.get("config") or []]
-        start = [f"--init_from {self.config.init_from}"] if self.config.init_from else []
-        return " ".join(["python tools/train.py", *files, *start])
+    def _record(self) -> dict[str, Any]:
+        """The configuration as plain data, from which the same run can be started or resumed."""
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        return {key: value for key, value in yaml.safe_load(text).items() if key != "ckpt_path"}
 
 
-def _init_from(args: Sequence[str] | None) -> str | None:
-    """``--init_from``, which must be known before the parser is built."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--init_from")
-    init_from: str | None = parser.parse_known_args(args)[0].init_from
-    return init_from
+def _list_of(config: Mapping[str, Any], name: str) -> list[Any]:
+    value = (config.get("trainer") or {}).get(name)
+    return value if isinstance(value, list) else []
 
 
 def _start_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,10 +303,24 @@ def main(args: Sequence[str] | None = None) -> CommandLine:
         cli = CommandLine(args)
         cli.fit()
     if cli.trainer.is_global_zero:
-        best = cli.run_folder / "checkpoints" / "best.ckpt"
-        image, depth = cli.datamodule.val_dataset.files(0)
-        depth_option = f" --depth {depth}" if depth else ""
-        print(f"\ncheckpoints, metrics.csv and images are in {cli.run_folder}\nnext:")
-        print(f"  python tools/eval.py --checkpoint {best}")
-        print(f"  python tools/demo.py --checkpoint {best} {image}{depth_option}")
+        print(f"\n{_results(cli)}")
     return cli
+
+
+def _results(cli: CommandLine) -> str:
+    """The files that a run has written, and the next commands."""
+    run = cli.run_folder
+    if run is None:
+        return "fast_dev_run: nothing was written"
+    files = [name for name in ("checkpoints", "metrics.csv", "images") if (run / name).exists()]
+    lines = [f"{', '.join(files)} are in {run}"]
+    checkpoint = best_of(run / "checkpoints")
+    if checkpoint is not None:
+        image, depth = cli.datamodule.val_dataset.files(0)
+        depth_option = ["--depth", depth] if depth else []
+        lines += [
+            "next:",
+            "  " + command("eval", "--checkpoint", checkpoint),
+            "  " + command("predict", "--checkpoint", checkpoint, image, *depth_option),
+        ]
+    return "\n".join(lines)

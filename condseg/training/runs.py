@@ -1,137 +1,110 @@
-"""Run folders: their numbering, their logs, and the checkpoint from which a run resumes.
+"""Run folders: ``<root>/<configuration>/version_<k>``.
 
-A run's folder is ``<root>/<configuration>/version_<k>`` with ``metrics.csv``, TensorBoard events,
-``images`` and ``checkpoints``.
+A run's folder has ``config.yaml``, ``metrics.csv``, TensorBoard events, ``images`` and
+``checkpoints``.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+import yaml  # type: ignore[import-untyped]
+
+from condseg.training.config_differences import differences
+
+CONFIG = "config.yaml"
+"""The configuration of a run, in its folder."""
 
 
-class MetricsWriter(ExperimentWriter):
-    """Appends to an existing ``metrics.csv``, without the rows that a resumed run writes again."""
-
-    def __init__(self, log_dir: str, first_step: int) -> None:
-        super().__init__(log_dir)
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            self.metrics_keys = list(reader.fieldnames or [])
-            rows = [row for row in reader if int(row["step"]) < first_step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def _check_log_dir_exists(self) -> None:
-        """Lightning deletes the file here."""
-
-
-class MetricsLogger(CSVLogger):
-    """Lightning's CSV logger, except that a resumed run continues in its own file.
-
-    Args:
-        save_dir: folder of all runs.
-        name: folder of the configuration.
-        version: folder of the run.
-        first_step: rows from this step on are dropped, as the run writes them again.
-    """
-
-    def __init__(self, save_dir: str, name: str, version: str, first_step: int = 0) -> None:
-        super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)
-        self.first_step = first_step
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = MetricsWriter(self.log_dir, self.first_step)
-        return self._experiment
-
-
-def run_loggers(runs: Path, checkpoint: Path | None, first_step: int) -> list[Logger]:
-    """TensorBoard and ``metrics.csv``, in the checkpoint's own run folder or else in a new one.
+def reserve_run(runs: Path) -> Path:
+    """Creates the folder of a new run; runs that start at the same time get different ones.
 
     Args:
         runs: folder of this configuration's runs.
-        checkpoint: from which the run resumes.
-        first_step: optimizer steps done before.
     """
-    if checkpoint is not None and checkpoint.parent.name == "checkpoints":
-        run = checkpoint.resolve().parent.parent
-    else:
-        run = runs / f"version_{max(map(_version, runs.glob('version_*')), default=-1) + 1}"
-    folders: dict[str, Any] = {
-        "save_dir": str(run.parent.parent),
-        "name": run.parent.name,
-        "version": run.name,
-    }
-    purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
-    return [
-        TensorBoardLogger(**folders, default_hp_metric=False, **purge),
-        MetricsLogger(**folders, first_step=first_step),
-    ]
+    runs.mkdir(parents=True, exist_ok=True)
+    number = max(map(_version, runs.glob("version_*")), default=-1) + 1
+    while True:
+        folder = runs / f"version_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
 
 
-def find_checkpoint(ckpt_path: str | None, runs: Path, command: str = "") -> Path | None:
-    """The checkpoint from which to resume.
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that wrote a checkpoint; None if the file was moved elsewhere."""
+    folder = checkpoint.resolve().parent
+    if folder.name != "checkpoints":
+        return None
+    run, here = folder.parent, Path.cwd()
+    return run.relative_to(here) if run.is_relative_to(here) else run
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """``last.ckpt`` of the newest run that has one.
 
     Args:
-        ckpt_path: a path, ``last`` (that of the newest run) or None.
         runs: folder of this configuration's runs.
-        command: the command that starts a new run, for the error message.
 
     Raises:
-        ValueError: no run has the ``last`` checkpoint.
+        ValueError: no run has one.
     """
-    if ckpt_path != "last":
-        return Path(ckpt_path) if ckpt_path is not None else None
-    paths = runs.glob("version_*/checkpoints/last.ckpt")
-    newest: Path | None = max(paths, key=lambda path: _version(path.parents[1]), default=None)
-    if newest is None:
-        raise ValueError(f"--ckpt_path last: no run in {runs} has one; start with: {command}")
-    return newest
+    for run in _newest_first(runs):
+        if (path := last_of(run)).is_file():
+            return path
+    raise ValueError(f"--ckpt_path last: no run in {runs} has one; --ckpt_path auto starts one")
 
 
-def check_same_network(
-    source: str, other: Mapping[str, Any], own: Mapping[str, Any], ignored: Collection[str]
-) -> None:
-    """Compares a checkpoint's network with the configured one, argument by argument.
+def newest_run(runs: Path, config: Mapping[str, Any]) -> Path | None:
+    """The newest run of exactly this configuration."""
+    for run in _newest_first(runs):
+        path = run / CONFIG
+        if path.is_file() and not any(differences(read_run_config(path), config)):
+            return run
+    return None
 
-    Args:
-        source: the checkpoint, for the error message.
-        other: arguments of the checkpoint's network.
-        own: arguments of the configured network.
-        ignored: names of the arguments that may differ.
+
+def last_of(run: Path) -> Path:
+    """The checkpoint from which a run resumes."""
+    return run / "checkpoints" / "last.ckpt"
+
+
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The configuration of a run.
 
     Raises:
-        ValueError: they differ; names the argument and both values.
+        ValueError: the file is damaged.
     """
-    for key, there, here in _differences(other, own):
-        if key not in ignored:
-            raise ValueError(f"{source} has model.network.{key} {there}, this configuration {here}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it has no keys and values")
+    return {key: value for key, value in config.items() if key != "ckpt_path"}
 
 
-def _differences(
-    other: Mapping[str, Any], own: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(other):
-        there, here = other[key], own.get(key)
-        if isinstance(there, Mapping) and isinstance(here, Mapping):
-            yield from _differences(there, here, f"{prefix}{key}.")
-        elif there != here:
-            yield f"{prefix}{key}", there, here
+def write_text(path: Path, text: str) -> None:
+    """Writes a file; a process killed meanwhile leaves the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _newest_first(runs: Path) -> list[Path]:
+    return sorted(runs.glob("version_*"), key=_version, reverse=True)
 
 
 def _version(folder: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from support import tiny
 
@@ -113,11 +112,8 @@ def test_which_configuration_overrides_which(
 def test_the_start_overrides_class_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommandLine, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
-    path = tiny.write_checkpoint(tmp_path / "start.ckpt")
-    content = torch.load(path, weights_only=True)
     conv = {"class_path": "condseg.layers.ODConv2d", "init_args": {"num_experts": 3}}
-    content["condseg"]["model"]["network"]["backbone"]["conv"] = conv
-    torch.save(content, path)
+    path = tiny.write_checkpoint(tmp_path / "start.ckpt", backbone=tiny.BACKBONE | {"conv": conv})
     option = "--model.network.backbone.conv.init_args.reduction=0.5"
     backbone = CommandLine([f"--init_from={path}", option]).config.model.network.backbone
     assert backbone.conv.class_path.endswith("ODConv2d")

@@ -221,7 +221,8 @@ def test_after_a_signal_to_the_process_group(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
-    assert "--config tiny.yaml --ckpt_path last" in errors
+    last = tmp_path / "tiny/version_0/checkpoints/last.ckpt"
+    assert f"train.py --ckpt_path {last}\n" in errors
     resume_and_compare(data, tmp_path, whole, LONGER)
 
 

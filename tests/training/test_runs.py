@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tiny
 
 from condseg.training.checkpoint_io import AtomicCheckpointIO
-from condseg.training.runs import MetricsLogger, check_same_network, find_checkpoint
+from condseg.training.config_differences import check_same_network, differences
+from condseg.training.metrics_file import MetricsLogger
+from condseg.training.runs import newest_checkpoint, newest_run, reserve_run, run_of, write_text
 from condseg.zoo.checkpoint import load, newest_best
 
 
@@ -19,21 +24,138 @@ def test_last_is_the_newest_version(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "last.ckpt").touch()
     (tmp_path / "version_11").mkdir()
-    assert find_checkpoint("last", tmp_path) == tmp_path / "version_10/checkpoints/last.ckpt"
-    assert find_checkpoint(None, tmp_path) is None
-    assert find_checkpoint("x.ckpt", tmp_path) == Path("x.ckpt")
-    with pytest.raises(ValueError, match=r"last: no run in .* has one; start with: train$"):
-        find_checkpoint("last", tmp_path / "version_11", "train")
+    newest = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "version_10/checkpoints/last.ckpt"
+    assert run_of(newest) == tmp_path / "version_10"
+    assert run_of(tmp_path / "moved.ckpt") is None
+    with pytest.raises(ValueError, match=r"last: no run in .* has one; --ckpt_path auto starts"):
+        newest_checkpoint(tmp_path / "version_11")
 
 
-def test_a_resumed_run_continues_its_metrics(tmp_path: Path) -> None:
-    run = (str(tmp_path), "a", "version_0")
-    logger = MetricsLogger(*run)
+def test_the_newest_run_of_a_configuration(tmp_path: Path) -> None:
+    assert newest_run(tmp_path, {"a": {"x": 1}}) is None
+    for version, value in ((2, 1), (9, 1), (10, 2)):
+        (tmp_path / f"version_{version}").mkdir()
+        text = f"{{a: {{x: {value}}}, ckpt_path: any}}"
+        (tmp_path / f"version_{version}/config.yaml").write_text(text)
+    (tmp_path / "version_11").mkdir()
+    assert newest_run(tmp_path, {"a": {"x": 1}, "new": 0}) == tmp_path / "version_9"
+    assert newest_run(tmp_path, {"a": {"x": 2}}) == tmp_path / "version_10"
+    assert newest_run(tmp_path, {"a": {"x": 3}}) is None
+    (tmp_path / "version_11/config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"version_11/config.yaml is damaged: "):
+        newest_run(tmp_path, {"a": {"x": 1}})
+
+
+def test_differences() -> None:
+    other, own = {"a": {"x": 1, "y": [2]}, "b": 3}, {"a": {"x": 1, "y": [4]}, "new": 5}
+    assert list(differences(other, own)) == [("a.y", [2], [4]), ("b", 3, None)]
+
+
+RESERVE = """
+import sys, pathlib
+from condseg.training.runs import reserve_run
+sys.stdin.readline()
+for _ in range(20):
+    print(reserve_run(pathlib.Path(sys.argv[1])).name)
+"""
+
+
+@pytest.mark.tool
+def test_runs_that_start_at_the_same_time(tmp_path: Path) -> None:
+    """Each has a folder of its own, in four processes that reserve twenty each."""
+    reserve_run(tmp_path / "runs")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESERVE, str(tmp_path / "runs")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=tiny.environment(),
+        )
+        for _ in range(4)
+    ]
+    names = [n for process in processes for n in process.communicate("start\n")[0].split()]
+    assert sorted(names, key=lambda n: int(n[8:])) == [f"version_{k}" for k in range(1, 81)]
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def metrics(folder: Path, first_step: int = 0) -> MetricsLogger:
+    return MetricsLogger(str(folder), "a", "version_0", first_step)
+
+
+@pytest.fixture
+def four_steps(tmp_path: Path) -> Path:
+    """A metrics.csv of steps 0 to 3."""
+    logger = metrics(tmp_path)
     for step in range(4):
         logger.log_metrics({"x": float(step)}, step)
-    MetricsLogger(*run, first_step=2).log_metrics({"y": 7.0}, 2)
-    text = (tmp_path / "a/version_0/metrics.csv").read_text()
-    assert text.split() == ["step,x,y", "0,0.0,", "1,1.0,", "2,,7.0"]
+    return tmp_path / "a/version_0/metrics.csv"
+
+
+def test_a_resumed_run_continues_its_metrics(four_steps: Path, tmp_path: Path) -> None:
+    metrics(tmp_path, 2).log_metrics({"y": 7.0}, 2)
+    assert four_steps.read_text().split() == ["step,x,y", "0,0.0,", "1,1.0,", "2,,7.0"]
+
+
+TORN = {  # removed bytes at the end, or the new end
+    "half a row": -2,
+    "half a step": "1",
+    "zeros": "\0\0\0",
+    "a row of zeros": "\0\0\0\n",
+    "not a number": "x,1\r\n",
+    "half the header": "st",
+}
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_torn_row_is_dropped(torn: str, four_steps: Path, tmp_path: Path) -> None:
+    """The row of the last step, which the resumed run does not write again, is whole or absent."""
+    end = TORN[torn]
+    text = four_steps.read_bytes().decode()
+    text = text[:end] if isinstance(end, int) else text + end
+    if torn == "half the header":
+        text = "st"
+    four_steps.write_bytes(text.encode())
+    logger = metrics(tmp_path, 4)
+    with pytest.warns(UserWarning, match=r"metrics.csv: 1 incomplete row dropped"):
+        logger.log_metrics({"x": 9.0}, 4)
+    rows = four_steps.read_text().split()
+    whole = {"half a row": 3, "half the header": 0}.get(torn, 4)
+    # Lightning sorts the columns when it sees new ones.
+    assert rows == ["step,x", *(f"{k},{k}.0" for k in range(whole)), "4,9.0"]
+
+
+def test_new_columns_are_added_atomically(
+    four_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole file is written again for them; a kill meanwhile leaves the old one."""
+    old, logger = four_steps.read_bytes(), metrics(tmp_path, 4)
+    logger.log_metrics({"x": 4.0}, 4)
+    old = four_steps.read_bytes()
+
+    def killed(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        logger.log_metrics({"y": 5.0}, 5)
+    assert four_steps.read_bytes() == old
 
 
 @pytest.mark.parametrize(

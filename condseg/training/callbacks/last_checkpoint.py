@@ -88,7 +88,8 @@ class LastCheckpoint(Checkpoint):
         self.signals.in_step, self._resumable = False, not accumulates
 
     def _end_step(self, trainer: Trainer, batch_idx: int) -> None:
-        if 0 < trainer.max_steps <= trainer.global_step:
+        last_step = int(trainer.estimated_stepping_batches)  # by max_steps or max_epochs
+        if last_step <= trainer.global_step:
             trainer.should_stop = True  # else Lightning does not validate after the last step
         worker_error = self.signals.worker_error()
         signal, failed = self._on_any_rank(trainer, self.signals.received, worker_error is not None)
@@ -96,7 +97,7 @@ class LastCheckpoint(Checkpoint):
         validates_now = self._validates_after(trainer, batch_idx)
         step = trainer.global_step
         # Also after the last step: averaging of weights overwrites them before on_train_end().
-        near_end = trainer.max_steps - step in (0, 1)
+        near_end = last_step - step in (0, 1)
         validates_next = self._validates_after(trainer, batch_idx + 1)
         regular = near_end or validates_next or step % self.every_n_steps == 0
         if not validates_now and (ends or regular):
