@@ -21,7 +21,8 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
         less_memory: the command's options that reduce memory.
 
     Raises:
-        SystemExit: code 2, after a ``ValueError``, an ``OSError``, or exhausted memory.
+        SystemExit: code 2, after a ``ValueError``, an ``OSError``, or exhausted memory; 130, as in
+            a shell, after Ctrl-C.
     """
     try:
         yield
@@ -36,6 +37,11 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        if os.environ.get("CONDSEG_TRACEBACK") == "1":
+            raise
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _in_worker(message: str) -> str:

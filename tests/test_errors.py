@@ -27,6 +27,14 @@ def test_one_line_and_code_2(error, message, capsys, monkeypatch):
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_ctrl_c_is_one_line_and_code_130(capsys, monkeypatch):
+    monkeypatch.delenv("CONDSEG_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_exhausted_memory_of_the_cpu(capsys):
     with pytest.raises(SystemExit), user_errors("--batch_size 1"):
         torch.empty(10**6, 10**9)

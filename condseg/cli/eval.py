@@ -39,6 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
     }
     source = {key: options.pop(key) for key in ("checkpoint", "model", "offline")}
     with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):
+        from condseg.evaluation import Report
         from condseg.inference.evaluate import evaluate, is_main_process
         from condseg.inference.predictor import Predictor
         from condseg.inference.stages import Stages
@@ -46,7 +47,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
         predictor = Predictor(open_model(**source), **settings)
         stages = Stages(predictor.device)
-        report, speed = evaluate(predictor, **options, stages=stages)
         if is_main_process():
-            print(f"{report.table()}\n\n{speed:.2f} images/s; time by stage:")
-            print(f"{stages.table()}\nwritten to {options['output']}/")
+            print(predictor.restored)
+
+        def show(report: Report, speed: float) -> None:
+            print(f"{report.table()}\n\n{speed:.2f} images/s; time by stage:\n{stages.table()}")
+
+        evaluate(predictor, **options, stages=stages, on_report=show)
+        if is_main_process():
+            print(f"written to {options['output']}/")

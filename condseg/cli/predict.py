@@ -50,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         from condseg.zoo.pretrained import open_model
 
         restored = open_model(options.checkpoint, options.model, offline=options.offline)
+        print(restored)
         predictor = Predictor(restored, options.device, precision=options.precision)
         failed = annotate(
             predictor.with_options(

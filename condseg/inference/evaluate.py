@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def evaluate(
     output: str | Path | None = None,
     stages: Stages | None = None,
     visibility: tuple[float, float] | None = None,
+    on_report: Callable[[Report, float], object] | None = None,
 ) -> tuple[Report, float]:
     """Box and mask AP on a set, on all processes of torchrun or on this one.
 
@@ -47,9 +49,10 @@ def evaluate(
             of other images nor on the number of processes.
         workers: processes that load images, per process.
         output: folder for ``results_box.json``, ``results_mask.json`` (COCO's results format) and
-            ``summary.json``; None writes nothing.
+            ``summary.json``; None writes nothing. It is created and tried before the evaluation.
         stages: measures this process's time.
         visibility: evaluate only objects of this visible share, see :class:`CocoEvaluator`.
+        on_report: called with what is returned, on the first process, before files are written.
 
     Returns:
         The report, the same on each process, and images per second of all processes together.
@@ -62,6 +65,8 @@ def evaluate(
             f"batch_size is {batch_size}, workers is {workers}; 1 or more, 0 or more are allowed"
         )
     files = _val_files(predictor.restored.data, data, annotations, images)
+    if output is not None and is_main_process():
+        try_to_write(Path(output))
     stages = Stages(predictor.device) if stages is None else stages
     with _process_group() as (rank, world_size):
         dataset = CocoDataset(*files, predictor.transform, depth=predictor.network.takes_depth)
@@ -88,8 +93,13 @@ def evaluate(
                     evaluator.update(batch.infos, detections)
         seconds = time.perf_counter() - start
         report = evaluator.compute()
+        if on_report is not None and rank == 0:
+            on_report(report, report.images / seconds)
         if output is not None and rank == 0:
             settings = {
+                "model": predictor.restored.source,
+                "trained_on": predictor.restored.trained_on,
+                "steps": predictor.restored.steps,
                 "annotations": str(files[0]),
                 "images": str(files[1]),
                 "score_threshold": predictor.postprocess.score_threshold,
@@ -108,11 +118,24 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def try_to_write(folder: Path) -> None:
+    """Creates a folder and a file in it, which is removed.
+
+    Raises:
+        ValueError: that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"output {folder}: no file can be written there ({error})") from error
+
+
 def write_results(
     folder: Path, evaluator: CocoEvaluator, report: Report, settings: dict[str, Any]
 ) -> None:
     """Writes the detections in COCO's results format, and the figures with their settings."""
-    folder.mkdir(parents=True, exist_ok=True)
     for kind in ("box", "mask"):
         (folder / f"results_{kind}.json").write_text(json.dumps(evaluator.results(kind)))
     summary = json.dumps({**settings, **report.as_dict()}, indent=2, ensure_ascii=False)

@@ -60,6 +60,8 @@ class Restored:
         short_side: of an image at evaluation, in pixels.
         max_long_side: likewise.
         data: arguments of the DataModule in training, as plain data.
+        source: the file, or the name of the published model.
+        steps: optimizer steps of the training; None if unknown.
     """
 
     network: CondInst
@@ -68,6 +70,17 @@ class Restored:
     short_side: int
     max_long_side: int
     data: dict[str, Any]
+    source: str = ""
+    steps: int | None = None
+
+    @property
+    def trained_on(self) -> str:
+        """The annotations or the folder of the training set."""
+        return str(self.data.get("train_annotations") or self.data.get("root") or "unknown data")
+
+    def __str__(self) -> str:
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{self.source}: {len(self.categories)} classes, trained on {self.trained_on}{steps}"
 
 
 def save(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -157,12 +170,15 @@ def restore_content(
     recipe = check_fit(content, source)
     network, postprocess = build(recipe["model"])
     load_strict(network, network_state(content), source=source)
+    steps = content.get("global_step")
     return Restored(
         network.eval().to(device),
         postprocess,
         recipe_categories(recipe),
         *recipe_sides(recipe),
         data=recipe.get("data", {}),
+        source=source,
+        steps=steps if type(steps) is int else None,
     )
 
 

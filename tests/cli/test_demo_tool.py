@@ -37,6 +37,8 @@ def folder(tmp_path, monkeypatch):
 def test_files_folders_and_patterns(folder, capsys):
     assert main(["a/x.jpg", "b", "b/*", "b/[1].png", "--score", "0.01", "--json"]) == 0
     out = capsys.readouterr().out
+    run = "runs/tabletop/version_0/checkpoints/best.ckpt"
+    assert out.startswith(f"checkpoint {run}: 3 classes, trained on tabletop, 70 steps\n")
     assert out.count(" -> ") == 4
     assert "box (" in out or "disc (" in out
     drawn = sorted(path.name for path in Path("out").iterdir())

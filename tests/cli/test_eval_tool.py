@@ -28,11 +28,16 @@ def test_table_and_json_equal_pycocotools_directly(paths, tmp_path, capsys):
     common = ["--checkpoint", checkpoint, "--data", coco.root, "--workers", 0, "--device", "cpu"]
     main([*map(str, common), "--output", str(tmp_path / "out")])
     printed = capsys.readouterr().out
+    assert printed.startswith(
+        f"checkpoint {checkpoint}: 3 classes, trained on tabletop, 70 steps\n"
+    )
     assert "5 objects" in printed
     assert "-1 for spoon: no objects of this class in this set" in printed
     assert "images/s" in printed
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["images_per_second"] > 0
+    assert summary["model"] == f"checkpoint {checkpoint}"
+    assert (summary["trained_on"], summary["steps"]) == ("tabletop", 70)
     stages = {"load", "pre-process", "backbone", "FPN", "heads", "decode + NMS", "mask head"}
     stages |= {"post-process", "RLE"}
     assert set(summary["seconds_by_stage"]) == stages
@@ -42,6 +47,31 @@ def test_table_and_json_equal_pycocotools_directly(paths, tmp_path, capsys):
         results = str(tmp_path / "out" / f"results_{kind}.json")
         ours = [summary["metrics"][f"{kind}/{name}"] for name in [*names, "ARs", "ARm", "ARl"]]
         assert ours == pycocotools(coco.json, results, iou_type).stats.tolist()
+
+
+def test_a_folder_that_cannot_be_written_is_reported_first(paths, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("condseg.inference.evaluate.CocoEvaluator", lambda *_: pytest.fail("late"))
+    (tmp_path / "file").touch()
+    args = ["--checkpoint", str(paths[0]), "--data", str(paths[1].root)]
+    for output in ("file", "file/below"):
+        message = tiny.error(main, [*args, "--output", str(tmp_path / output)], capsys)
+        assert f"output {tmp_path / output}: no file can be written there" in message
+
+
+def test_the_table_is_shown_even_if_the_files_cannot_be_written(
+    paths, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("condseg.inference.evaluate.write_results", full)
+    args = ["--checkpoint", paths[0], "--data", paths[1].root, "--workers", 0, "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main([*map(str, args), "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr()
+    assert "5 objects" in printed.out
+    assert "written to" not in printed.out
+    assert "error: No space left on device" in printed.err
 
 
 @pytest.mark.tool
