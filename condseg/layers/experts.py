@@ -7,7 +7,7 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor, nn
 
-from condseg.layers.parts import positive
+from condseg.layers.parts import check_count
 from condseg.layers.slot import ConvSlot
 
 NATURAL_SCALE = ".natural_scale"
@@ -38,7 +38,7 @@ class ExpertConv(ConvSlot):
 
     def __init__(self, *conv: Any, num_experts: int, **conv_options: Any) -> None:
         super().__init__(*conv, **conv_options)
-        positive(num_experts=num_experts)
+        check_count(num_experts=num_experts)
         self.num_experts = num_experts
         self.weight = nn.Parameter(torch.empty(num_experts, *self.kernel_shape))
         self.natural_scale = False

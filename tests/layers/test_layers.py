@@ -145,7 +145,7 @@ def test_hybrid_enhanced_loss() -> None:
 
 def test_wrong_options_are_named() -> None:
     for build, message in (
-        (lambda: ODConv2d(4, 4, 3, num_experts=0), "num_experts=0"),
+        (lambda: ODConv2d(4, 4, 3, num_experts=0), "num_experts is 0"),
         (lambda: ODConv2d(4, 4, 3, reduction=0.0), "reduction=0.0"),
         (lambda: DyNetConv2d(4, 4, 3, dropout=1.0), "dropout=1.0"),
         (lambda: DynamicLocalFilter2d(4, 4, kernel_size=2), "kernel_size=2"),

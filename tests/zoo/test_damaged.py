@@ -183,6 +183,7 @@ ABSURD = {
     "mask_head_layers": (10**7, "mask_head_layers is 10000000; 1 to 100 is allowed"),
     "mask_filter.init_args.steps": (10**6, "steps is 1000000; 1 to 100 is allowed"),
     "mask_filter.init_args.dilations": ([1, 10**6], "<= 255"),
+    "backbone.conv.init_args.num_experts": (10**7, "num_experts is 10000000; 1 to 100 is allowed"),
     "backbone.conv.init_args.temperature": (1e-400, "temperature=0.0 must be positive"),
     "channels": (2**24, "in the file, (16777216, "),
     "mask_head_channels": (10**6, "in the file, (1000013000001, 64, 3, 3) in the network"),
