@@ -32,12 +32,13 @@ class Signals:
 
     Attributes:
         received: number of the received signal, or 0.
-        in_step: whether weights may be half updated; then the end of a worker is noted only.
+        deferred: whether the end of a worker is only noted, as weights may be half updated, or a
+            checkpoint be half written.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self.in_step = False
+        self.deferred = False
         self._child_ended = False
         self._stopping = set[int](STOPPING)
         self._previous: dict[int, Any] = {}
@@ -79,7 +80,7 @@ class Signals:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _note_child(self, number: int, frame: FrameType | None) -> None:
-        if self.in_step:
+        if self.deferred:
             self._child_ended = True
         else:
             self._raise_if_worker_failed()

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from support import tiny
 
 from condseg.cli.train import CommandLine
+from condseg.data.dataset import CocoDataset
 from condseg.training.failures import explain
 from condseg.zoo.checkpoint import load
 
@@ -63,6 +64,41 @@ def test_a_worker(tmp_path: Path, number: int, in_step: bool, message: str) -> N
     for process in multiprocessing.active_children():
         process.join(10)
         assert not process.is_alive()
+
+
+class LateEnd(Callback):
+    """The loader fails after step 2; only while the checkpoint is written is the end signalled."""
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGCHLD)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_worker_whose_end_is_signalled_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    read, keys = CocoDataset.__getitem__, []
+
+    def item(self: CocoDataset, key: Any) -> Any:
+        keys.append(key)
+        if len(keys) > 8:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return read(self, key)
+
+    monkeypatch.setattr(CocoDataset, "__getitem__", item)
+    before = signal.signal(signal.SIGCHLD, fail)
+    try:
+        data = tiny.make_set(tmp_path / "data")
+        cli = CommandLine(tiny.arguments(data, tmp_path, "--progress.refresh_rate=0"))
+        cli.trainer.callbacks.insert(0, LateEnd())  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="a process that loads images ended"):
+            cli.fit()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert load(cli.run_folder / "checkpoints/last.ckpt")["global_step"] == 2
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,11 @@ def test_a_worker_that_ends_in_a_step_does_not_interrupt_it(signals: Signals) ->
     before = signal.signal(signal.SIGCHLD, fail)
     try:
         signals.watch_workers()
-        signals.in_step = True
+        signals.deferred = True
         os.kill(os.getpid(), signal.SIGCHLD)
         assert isinstance(signals.worker_error(), RuntimeError)
         assert signals.worker_error() is None
-        signals.in_step = False
+        signals.deferred = False
         with pytest.raises(RuntimeError, match="Killed"):
             os.kill(os.getpid(), signal.SIGCHLD)
     finally:

@@ -74,7 +74,7 @@ class LastCheckpoint(Checkpoint):
         self._resumable = True
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self.signals.in_step, self._resumable = True, False
+        self.signals.deferred, self._resumable = True, False
         # Lightning numbers logged values by this count, which is one behind in a checkpoint
         # written at the end of a run.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
@@ -85,7 +85,7 @@ class LastCheckpoint(Checkpoint):
         accumulates = trainer.fit_loop._should_accumulate()
         if not accumulates:
             self._end_step(trainer, batch_idx)
-        self.signals.in_step, self._resumable = False, not accumulates
+        self.signals.deferred, self._resumable = False, not accumulates
 
     def _end_step(self, trainer: Trainer, batch_idx: int) -> None:
         last_step = int(trainer.estimated_stepping_batches)  # by max_steps or max_epochs
@@ -129,6 +129,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Saves after an error between two steps, such as one of the loader."""
+        self.signals.deferred = True  # a killed worker is often noticed before its end is signalled
         resumable = self._resumable and trainer.training and trainer.world_size == 1
         if isinstance(exception, Exception) and resumable and self.saved_step < trainer.global_step:
             try:
