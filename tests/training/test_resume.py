@@ -112,9 +112,10 @@ def test_slurm_requeues_into_the_same_run(
     job = {"JOB_ID": "71", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    run(data, tmp_path / "runs", interrupt=Signal(signal.SIGUSR1, 4))
+    same_command = "--ckpt_path=auto"
+    run(data, tmp_path / "runs", same_command, interrupt=Signal(signal.SIGUSR1, 4))
     assert (tmp_path / "calls").read_text() == "requeue 71\n"
-    resume_and_compare(data, tmp_path / "runs", whole)
+    resume_and_compare(data, tmp_path / "runs", whole, same_command)
     assert not list(tmp_path.rglob("hpc_ckpt*"))
 
 
