@@ -227,7 +227,7 @@ def test_a_start_that_does_not_fit_is_named(tmp_path, capsys):
     own.write_text(f"init_from: {source}")
     for start, message in (
         (
-            [f"--config={own}"],
+            [f"--config={own}", "--model.network.backbone.name=resnet50"],
             "has model.network.backbone.name resnet18, this configuration resnet50",
         ),
         (
