@@ -1,4 +1,4 @@
-"""condseg can be imported where a system lacks the modules that only Unix has."""
+"""condseg can be imported where a system lacks the modules and signals that only Unix has."""
 
 import subprocess
 import sys
@@ -10,6 +10,10 @@ PROGRAM = """
 import asyncio, importlib, pkgutil, sys  # on Unix, asyncio itself needs fcntl
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None
+import signal
+import lightning.pytorch.trainer.connectors.signal_connector  # uses them behind a check of its own
+for name in ("SIGALRM", "SIGCHLD", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+    delattr(signal, name)
 import condseg
 for module in pkgutil.walk_packages(condseg.__path__, "condseg."):
     importlib.import_module(module.name)

@@ -44,7 +44,8 @@ def _in_loader(error: BaseException) -> bool:
 def kill_workers() -> None:
     """Ends the processes that load images, also stopped ones, for which Python would wait."""
     processes = multiprocessing.active_children()
-    if processes and threading.current_thread() is threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if processes and in_main_thread and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, lambda *_: None)  # their end is no error
     for process in processes:
         process.kill()

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOPPING = tuple(
+    int(getattr(signal, name))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)  # Windows has the first two
+)
 """Ctrl-C; kill, timeout and clusters; a closed terminal; SLURM before its time limit."""
 
 
@@ -52,7 +56,8 @@ class Signals:
 
     def watch_workers(self) -> None:
         """Handles ended workers; to be called after torch has installed its own handler."""
-        self._handle(signal.SIGCHLD, self._note_child)
+        if hasattr(signal, "SIGCHLD"):
+            self._handle(signal.SIGCHLD, self._note_child)
 
     def restore(self) -> None:
         """Installs the handlers from before."""

@@ -16,6 +16,7 @@ class LoaderTimeout(Callback):
 
     torch's own timeout does not notice a stopped process that has to hand over the memory of a
     batch. This one is an alarm of the system, which interrupts the main thread wherever it waits.
+    Windows has no alarms; there, nothing is ended.
 
     Args:
         seconds: from the end of a step to the start of the next; 0 waits for ever.
@@ -28,7 +29,8 @@ class LoaderTimeout(Callback):
         self._previous: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and threading.current_thread() is threading.main_thread():
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if stage == "fit" and in_main_thread and hasattr(signal, "SIGALRM"):
             self._previous = signal.signal(signal.SIGALRM, self._on_alarm)
 
     def on_train_start(self, *_: Any) -> None:
