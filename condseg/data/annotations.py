@@ -208,7 +208,7 @@ class CocoFile:
 def _image_record(path: Path, entry: dict[str, Any]) -> ImageRecord:
     where = f"image {entry['id']}"
     name, depth = entry.get("file_name"), entry.get("depth_file")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not 0 < len(name) <= 4096:
         fail(path, where, "file_name", name, "a path relative to the image folder")
     for side in ("height", "width"):
         if type(entry.get(side)) is not int or entry[side] < 1:

@@ -43,6 +43,10 @@ def repeat(name):
         ),
         (image(height=10**400), "image 101: height x width is .*50331648 pixels"),
         (image(id=2**63), 'entry 1 of "images" has no integer "id" of up to 64 bits'),
+        (
+            image(file_name="a" * 5000),
+            r"image 101: file_name is 'a+\.{3}a+'; allowed is a path",
+        ),
         (image(file_name=""), "image 101: file_name is ''"),
         (image(depth_file=3), "image 101: depth_file is 3; allowed is a path"),
         (annotation(image_id=9), r"annotation 1003: image_id is 9; allowed is an id of"),
