@@ -13,6 +13,7 @@ from support import tiny
 from condseg.cli.train import CommandLine, main
 from condseg.training.callbacks import ExponentialAveraging, Progress
 from condseg.training.module import CondInstModule
+from condseg.zoo.checkpoint import load, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -129,6 +130,9 @@ def test_a_checkpoint_without_training_state(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tiny.write_checkpoint(tmp_path / "converted.ckpt")
+    content = load(path)
+    del content["global_step"]
+    save(content, path)
     message = tiny.error(main, tiny.arguments(data, tmp_path, f"--ckpt_path={path}"), capsys)
     assert message == (
         f"checkpoint {path} has weights but no state of a training to resume; --init_from {path} "

@@ -78,6 +78,7 @@ def observe(layer, inputs):
 def test_equal_experts_do_not_change_the_kernel():
     conv = nn.Conv2d(4, 4, 3, padding=1)
     layer = DyConv2d.from_static(conv, spread=0.0, num_experts=3)
+    nn.init.normal_(layer.attention.fc2.weight)
     [record], _ = observe(layer, [(torch.randn(1, 4, 6, 6),) for _ in range(4)])
     assert record.change < 1e-9
     assert record.expert_similarity == pytest.approx(1)
