@@ -202,7 +202,8 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         assert not kwargs
         parts, config = self.config_init, self.config_init.trainer
-        callbacks = [parts.temperature, parts.progress, parts.loader_timeout, BestCheckpoint()]
+        best = BestCheckpoint("val/mask_AP" if parts.data.val_dataset.has_masks else "val/box_AP")
+        callbacks = [parts.temperature, parts.progress, parts.loader_timeout, best]
         if not config.fast_dev_run:
             checkpoint = None if self._resumed is None else self._resumed.path
             run_config = RunConfig(yaml.safe_dump(self._record(), sort_keys=False), checkpoint)

@@ -71,15 +71,23 @@ class ObjectRecord:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The content of a COCO json; label k is ``categories[k]``, ``counts`` are by description."""
+    """The content of a COCO json.
+
+    Attributes:
+        categories: that of label k at position k.
+        images: with their objects.
+        counts: by description.
+        has_masks: see :class:`CocoFile`.
+    """
 
     categories: tuple[Category, ...]
     images: list[ImageRecord]
     counts: Counter[str]
+    has_masks: bool
 
 
 def read_annotations(
-    path: Path, supervision: Supervision = "masks", mask_fraction: float = 1.0
+    path: Path, supervision: Supervision | None = None, mask_fraction: float = 1.0
 ) -> Annotations:
     """Reads and checks a COCO-format json for training.
 
@@ -111,7 +119,7 @@ def read_annotations(
             raise ValueError(f"{path}: {where} has more than {MAX_OBJECTS} objects, the max")
     images = list(coco.images.values())
     total = Counter(images=len(images), objects=sum(len(image.labels) for image in images))
-    return Annotations(coco.categories, images, total + counts)
+    return Annotations(coco.categories, images, total + counts, coco.has_masks)
 
 
 class CocoFile:
@@ -123,6 +131,7 @@ class CocoFile:
     Attributes:
         categories: sorted by id.
         images: by id; without their objects.
+        has_masks: whether any object has a segmentation, or there are no objects.
 
     Raises:
         ValueError: with the file, the id, the field, its value and what is allowed.
@@ -137,15 +146,27 @@ class CocoFile:
         self.images = {entry["id"]: _image_record(path, entry) for entry in content["images"]}
         self._labels = {category.id: label for label, category in enumerate(self.categories)}
         self._entries: list[dict[str, Any]] = content["annotations"]
+        self.has_masks = not self._entries or any(map(_has_mask, self._entries))
 
     def objects(
-        self, supervision: Supervision = "masks", mask_fraction: float = 1.0
+        self, supervision: Supervision | None = None, mask_fraction: float = 1.0
     ) -> Iterator[ObjectRecord]:
         """Checks the annotations one after the other.
+
+        Args:
+            supervision: None reads the masks if any object has one, else the boxes.
+            mask_fraction: as of :class:`CocoDataset`.
 
         Raises:
             ValueError: with the file, the id, the field, its value and what is allowed.
         """
+        if supervision is None:
+            supervision = "masks" if self.has_masks else "boxes"
+        elif supervision == "masks" and not self.has_masks:
+            raise ValueError(
+                f"{self.path}: no object has a segmentation; data.supervision boxes learns masks "
+                "from boxes"
+            )
         for entry in self._entries:
             where = f"annotation {entry['id']}"
             image = self.images.get(_int_or_none(entry.get("image_id")))
@@ -226,7 +247,11 @@ def _reads_mask(entry: dict[str, Any], supervision: Supervision, mask_fraction: 
         return supervision == "masks"
     digest = hashlib.sha256(str(entry["image_id"]).encode()).digest()
     chosen = int.from_bytes(digest[:8], "big") < mask_fraction * 2**64
-    return chosen and entry.get("segmentation") not in (None, [], {}, "")
+    return chosen and _has_mask(entry)
+
+
+def _has_mask(entry: dict[str, Any]) -> bool:
+    return entry.get("segmentation") not in (None, [], {}, "")
 
 
 def _clipped_xyxy(box: list[float | int], size: Size) -> Box:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from condseg.data.parts import part_of, take_part
 from condseg.structures import Category
 
 _REPR = reprlib.Repr()
@@ -25,11 +26,12 @@ def read_categories(annotation_file: str | Path) -> tuple[Category, ...]:
 
 
 def load_coco_json(path: Path) -> dict[str, Any]:
-    """Loads a json and checks that it has COCO's lists and that each entry has an integer id.
+    """Loads a json, or a part of it, with COCO's lists and an integer id of each entry.
 
     Raises:
         ValueError: the file is missing, no json, or lacks a list, an id or any category.
     """
+    path, part = part_of(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file")
     try:
@@ -56,7 +58,7 @@ def load_coco_json(path: Path) -> dict[str, Any]:
                 )
     if not content["categories"]:
         raise ValueError(f'{path}: "categories" is empty; at least one category is required')
-    return content
+    return content if part is None else take_part(path, content, part)
 
 
 def parse_categories(path: Path, content: dict[str, Any]) -> tuple[Category, ...]:

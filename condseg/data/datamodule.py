@@ -16,6 +16,7 @@ from condseg.data.checking import broken_images
 from condseg.data.collate import collate
 from condseg.data.dataset import CocoDataset
 from condseg.data.files import data_root, find_files
+from condseg.data.parts import part_of
 from condseg.data.sampler import GlobalBatchSampler
 from condseg.data.skipped import Skipped
 from condseg.data.transforms import Flip, Sampling, check_sides, resize_transform, train_transform
@@ -47,13 +48,14 @@ class TrainLoader(DataLoader[Sample]):
 class DataModule(pl.LightningDataModule):
     """Training and validation images in COCO format.
 
-    ``root`` is searched for ``[annotations/]instances_train[2017].json`` and the folder
-    ``train2017``, ``train`` or ``images``, and the same for ``val``. The images of a step and
+    ``root`` is searched for the files, see :func:`condseg.data.files.find_files`; a json without a
+    validation set is divided. The images of a step and
     their augmentation are a function of (seed, epoch, image): they do not depend on workers,
     processes or interruptions.
 
     Args:
-        root: folder of the data; "tabletop" is the sample set that comes with the package.
+        root: folder of the data, or its only json; "tabletop" is the sample set that comes with
+            the package.
         train_annotations: json of the training set, instead of the one found in ``root``.
         train_images: folder of its images.
         val_annotations: json of the validation set.
@@ -76,7 +78,7 @@ class DataModule(pl.LightningDataModule):
         group_by_aspect: batch portrait and landscape images separately, which reduces padding.
         supervision: what training learns masks from: "masks", the segmentation of each object;
             "boxes" only (BoxInst); "mixed", the ``bbox`` where there is no segmentation (missing,
-            null or empty). Validation always compares masks.
+            null or empty). Validation compares masks unless no object of its set has one.
         mask_fraction: with "mixed", the fraction of images whose segmentations are read, chosen
             by a hash of the image id: the images of 0.2 are a subset of those of 0.5.
         check_images: read all images before the training, and report those that are broken: files
@@ -146,8 +148,17 @@ class DataModule(pl.LightningDataModule):
         self._targets = {"supervision": supervision, "mask_fraction": mask_fraction}
         self._targets["skip_empty"] = skip_empty
         folder = data_root(root)
-        self.train_files = find_files(folder, "train", train_annotations, train_images)
+        divide = val_annotations is None
+        self.train_files = find_files(
+            folder, "train", train_annotations, train_images, divide=divide
+        )
         self.val_files = find_files(folder, "val", val_annotations, val_images)
+        whole, part = part_of(self.val_files[0])
+        if part is not None and part_of(self.train_files[0])[0] == whole:
+            rank_zero_info(
+                f"{whole} has no validation set beside it: a fifth of its images, chosen by a hash "
+                "of the image id, is not trained on"
+            )
         self.check_images, self.skip_broken = check_images, on_broken_image == "skip"
         self._skipped = Skipped()
 

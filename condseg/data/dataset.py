@@ -40,7 +40,8 @@ class CocoDataset(Dataset[Sample]):
             do in training.
         seed: of random transforms, with (epoch, position).
         supervision, mask_fraction: as of :class:`condseg.data.datamodule.DataModule`. Boxes are
-            derived from the segmentations where these are read.
+            derived from the segmentations where these are read. None reads the masks if any object
+            has one, else the boxes.
         depth: read depth maps as well: 16-bit PNGs of the image's size, named by ``depth_file``
             of each image relative to the json's folder; 0 is no measurement.
         on_broken_image: for an image that cannot be read, or has another size than in the json
@@ -53,6 +54,7 @@ class CocoDataset(Dataset[Sample]):
         counts: number of images, objects, crowds, ... by description, see :meth:`summary`.
         sizes: (n, 2) height and width of each image in the json.
         image_ids: (n,) ids of the images.
+        has_masks: whether any object has a segmentation.
 
     Raises:
         ValueError: a file is missing or invalid; with the file, the id, the value and what is
@@ -67,7 +69,7 @@ class CocoDataset(Dataset[Sample]):
         *,
         skip_empty: bool = False,
         seed: int = 0,
-        supervision: Supervision = "masks",
+        supervision: Supervision | None = None,
         mask_fraction: float = 1.0,
         depth: bool = False,
         on_broken_image: Broken = "stop",
@@ -80,6 +82,7 @@ class CocoDataset(Dataset[Sample]):
         self.on_broken_image = on_broken_image
         annotations = read_annotations(self.annotation_file, supervision, mask_fraction)
         self.categories, self.counts = annotations.categories, annotations.counts
+        self.has_masks = annotations.has_masks
         images = annotations.images
         self._check_files("image", (self.image_dir / image.file_name for image in images))
         if skip_empty:

@@ -1,12 +1,18 @@
-"""Where the files of a data set are searched."""
+"""Where the files of a data set are: named by options, or found by what a folder contains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from condseg.data.categories import load_coco_json
+from condseg.data.parts import part_of
+
+Split = Literal["train", "val"]
 TABLETOP = Path(__file__).parent / "tabletop"
+NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
+ROBOFLOW = "_annotations.coco.json"
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -19,31 +25,103 @@ def data_root(name: str) -> Path:
 
 
 def find_files(
-    root: Path, split: Literal["train", "val"], annotations: str | None, images: str | None
+    root: Path,
+    split: Split,
+    annotations: str | None,
+    images: str | None,
+    *,
+    divide: bool = True,
 ) -> tuple[Path, Path]:
-    """The json and the image folder of a set; None is searched in ``root``, see ``DataModule``.
+    """The json and the image folder of a set.
+
+    A json is searched as ``[annotations/]instances_{split}[2017].json``, as the only json whose
+    name contains the split's, in ``annotations`` or ``root``, and as Roboflow's
+    ``{split}/_annotations.coco.json``. Without a validation set, a part of the training set, or of
+    the only json that there is, takes its place, see :mod:`condseg.data.parts`. Images are in the
+    first folder that has the first image of the json.
+
+    Args:
+        root: the folder of a data set, or the only json.
+        split: which set.
+        annotations: the json; None is searched in ``root``.
+        images: the folder of its images; None is searched in ``root``.
+        divide: whether a json may be divided into two sets.
 
     Raises:
         DataNotFoundError: one of them does not exist.
+        ValueError: the json is wrong.
     """
-    names = (f"instances_{split}2017.json", f"instances_{split}.json")
-    jsons = [root / folder / name for folder in ("annotations", ".") for name in names]
-    folders = [root / name for name in (f"{split}2017", split, "images")]
-    return (
-        _first(f"{split}_annotations", annotations, jsons, Path.is_file),
-        _first(f"{split}_images", images, folders, Path.is_dir),
+    folder = root.parent if root.is_file() else root
+    if annotations is not None:
+        json = Path(annotations)
+        if not part_of(json)[0].is_file():
+            raise _not_found(f"{split}_annotations", f"{json} does not exist")
+    else:
+        json = _find_json(root, split, divide)
+    if images is None:
+        return json, _find_images(folder, split, json)
+    if not Path(images).is_dir():
+        raise _not_found(f"{split}_images", f"{images} does not exist")
+    return json, Path(images)
+
+
+def _find_json(root: Path, split: Split, divide: bool) -> Path:
+    train = root if root.is_file() else _json_of(root, "train")
+    val = None if root.is_file() else _json_of(root, "val")
+    found = train if split == "train" else val
+    if divide and val is None:
+        whole = train or _only(_jsons(root))
+        found = whole and whole.with_name(f"{whole.name}@{split}")
+    if found is not None:
+        return found
+    here = ", ".join(map(str, _jsons(root))) or "no json"
+    raise _not_found(
+        f"{split}_annotations",
+        f"none of {root}/annotations/instances_{split}.json, {root}/instances_{split}.json, "
+        f"{root}/{split}/{ROBOFLOW} or a single json is in {root}, which has {here}",
     )
 
 
-def _first(
-    name: str, path: str | None, candidates: list[Path], exists: Callable[[Path], bool]
-) -> Path:
-    paths = candidates if path is None else [Path(path)]
-    for candidate in paths:
-        if exists(candidate):
+def _json_of(root: Path, split: Split) -> Path | None:
+    exact = [f"instances_{split}2017.json", f"instances_{split}.json", f"{split}.json"]
+    candidates = [root / folder / name for folder in ("annotations", ".") for name in exact]
+    candidates += [root / name / ROBOFLOW for name in NAMES[split]]
+    for candidate in candidates:
+        if candidate.is_file():
             return candidate
-    raise DataNotFoundError(
-        f"{name}: none of {', '.join(map(str, paths))} exists. Either download COCO with "
-        "`python tools/download_coco.py`, or train on the embedded set with `--config "
-        f"tabletop.yaml`; own data are set by data.root or data.{name}"
+    return _only([path for path in _jsons(root) if split in path.stem.lower()])
+
+
+def _jsons(root: Path) -> list[Path]:
+    return sorted(
+        path for folder in ("annotations", ".") for path in (root / folder).glob("*.json")
+    )
+
+
+def _only(paths: Sequence[Path]) -> Path | None:
+    return paths[0] if len(paths) == 1 else None
+
+
+def _find_images(root: Path, split: Split, json: Path) -> Path:
+    whole, part = part_of(json)
+    names = [f"{split}2017", *NAMES[split], "images", *(f"images/{name}" for name in NAMES[split])]
+    folders = [root / name for name in names] + [whole.parent, root]
+    if whole.name == ROBOFLOW or part is not None:
+        folders = [whole.parent, *folders]
+    folders += sorted(path for path in root.glob("*") if path.is_dir())
+    present = [folder for folder in folders if folder.is_dir()]
+    entries = load_coco_json(json)["images"] if json.is_file() or part is not None else []
+    name = entries[0].get("file_name") if entries else None
+    for folder in present:
+        if not isinstance(name, str) or (folder / name).is_file():
+            return folder
+    tried = ", ".join(dict.fromkeys(map(str, folders)))
+    raise _not_found(f"{split}_images", f"none of {tried} has the first image of {json}, {name}")
+
+
+def _not_found(name: str, problem: str) -> DataNotFoundError:
+    return DataNotFoundError(
+        f"{name}: {problem}. Either download COCO with `python tools/download_coco.py`, or train "
+        "on the embedded set with `--config tabletop.yaml`; own data are set by data.root or "
+        f"data.{name}"
     )

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from condseg.evaluation.ground_truth import (
+    NO_MASKS,
     ignore_by_visibility,
     load_ground_truth,
     match_categories,
@@ -102,6 +103,7 @@ class CocoEvaluator:
         self.annotation_file = Path(annotation_file)
         self.max_detections = max_detections
         self._truth, self._notes = load_ground_truth(self.annotation_file)
+        self._kinds = ("box",) if NO_MASKS in self._notes else ("box", "mask")
         if visibility is not None:
             self._notes.append(ignore_by_visibility(self._truth, visibility, self.annotation_file))
         self._categories, notes = match_categories(categories, self._truth, self.annotation_file)
@@ -180,7 +182,7 @@ class CocoEvaluator:
         notes = list(self._notes)
         if len(images) < len(self._truth.imgs):
             notes.append(f"only {len(images)} of the set's {len(self._truth.imgs)} images")
-        evaluations = {kind: self._evaluate(kind, images) for kind in KINDS}
+        evaluations = {kind: self._evaluate(kind, images) for kind in self._kinds}
 
         def values(metrics: Callable[[COCOeval], dict[str, float]]) -> dict[str, float]:
             results = {kind: metrics(evaluation) for kind, evaluation in evaluations.items()}

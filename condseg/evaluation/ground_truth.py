@@ -16,17 +16,19 @@ from condseg.data.annotations import CocoFile
 from condseg.data.masks import compressed
 from condseg.structures import Category
 
+NO_MASKS = "box AP alone, since no object of this set has a segmentation"
+
 
 def load_ground_truth(file: Path) -> tuple[COCO, list[str]]:
     """A ground truth of checked entries, with the fields that pycocotools needs, and notes.
 
-    An area or a box that the file lacks is that of the mask.
+    An area or a box that the file lacks is that of the mask. Without any mask, only boxes can be
+    evaluated; a note says so.
     """
     coco = CocoFile(file)
-    notes: list[str] = []
+    notes: list[str] = [] if coco.has_masks else [NO_MASKS]
     annotations: list[dict[str, Any]] = []
     for number, found in enumerate(coco.objects(), start=1):
-        assert found.segmentation is not None
         if found.annotation_id == 0:
             # pycocotools represents "matched with annotation 0" and "not matched" alike.
             notes.append(
@@ -34,9 +36,12 @@ def load_ground_truth(file: Path) -> tuple[COCO, list[str]]:
             )
         area, bbox = found.area, found.bbox
         if area is None or bbox is None:
-            code = compressed(found.segmentation, found.image.size)
-            area = float(rle.area(code)) if area is None else area
+            code = None
+            if found.segmentation is not None:
+                code = compressed(found.segmentation, found.image.size)
             bbox = rle.toBbox(code).tolist() if bbox is None else bbox
+            if area is None:
+                area = bbox[2] * bbox[3] if code is None else float(rle.area(code))
         annotations.append(
             {
                 "id": number,

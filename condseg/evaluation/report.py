@@ -44,7 +44,7 @@ class Report:
     (recall with that number of detections per image), ``ARs``, ``ARm``, ``ARl``. Precisions use
     the 100 best detections of each class and image, pycocotools' default; if a model has a higher
     limit, say 500, there are also ``AP@500`` etc. All are 0..1, or -1 if the ground truth has no
-    such objects.
+    such objects. There is no ``mask/`` if no object has a segmentation.
 
     Attributes:
         metrics: name -> value, over all classes.
@@ -88,16 +88,18 @@ class Report:
         """Markdown tables over all classes and ``per_class``, then explanations and notes."""
         recalls = [name[4:] for name in self.metrics if name.startswith("box/AR@")]
         limits = ["", *(name[6:] for name in self.metrics if name.startswith("box/AP@"))]
+        kinds = [kind for kind in ("box", "mask") if f"{kind}/AP" in self.metrics]
+        of_class = [name for name in _PER_CLASS if name in self.metrics]
         summary = Table("", *_PRECISIONS, *recalls, box=box.MARKDOWN)
         for at in limits:
-            for kind in ("box", "mask"):
+            for kind in kinds:
                 names = [f"{kind}/{name}{at}" for name in _PRECISIONS]
                 names += [f"{kind}/{name}" for name in recalls if not at]
                 summary.add_row(f"{kind} {at}".strip(), *_cells(self.metrics, names))
 
-        classes = Table("class", "objects", *_PER_CLASS, box=box.MARKDOWN)
+        classes = Table("class", "objects", *of_class, box=box.MARKDOWN)
         for result in self.classes:
-            cells = _cells(result.metrics, _PER_CLASS)
+            cells = _cells(result.metrics, of_class)
             classes.add_row(result.name, str(result.objects["all"]), *cells)
 
         for table in (summary, classes):

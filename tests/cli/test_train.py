@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import RichProgressBar
 from support import tiny
 
+import condseg
 from condseg.cli.train import CommandLine, main
 from condseg.training.callbacks import ExponentialAveraging, Progress
 from condseg.training.module import CondInstModule
@@ -220,3 +222,28 @@ def test_the_end_is_validated_whatever_the_interval(
     args = ("--trainer.max_steps=-1", "--trainer.max_epochs=2", "--trainer.val_check_interval=100")
     lines = closing_lines(data, tmp_path, capsys, *args)
     assert lines[2].endswith("checkpoints/best.ckpt")
+
+
+def test_boxes_alone(tmp_path: Path, log: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Trains with BoxInst, evaluates boxes only, and keeps the checkpoint of the best box AP."""
+    data = tiny.make_set(tmp_path / "data", 8, 2)
+    for file in data.glob("*.json"):
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        file.write_text(json.dumps(content))
+    message = tiny.error(main, tiny.arguments(data, tmp_path, *QUIET), capsys)
+    assert message == (
+        f"{data}/instances_train.json: no object has a segmentation; data.supervision boxes learns "
+        "masks from boxes"
+    )
+    cli = main(tiny.arguments(data, tmp_path, *QUIET, "--data.supervision=boxes"))
+    assert cli.run_folder is not None
+    best = cli.run_folder / "checkpoints/best.ckpt"
+    report = condseg.load(best).evaluate(workers=0)
+    assert report["box/AP"] >= 0
+    assert "mask/AP" not in report.metrics
+    assert report.notes == ("box AP alone, since no object of this set has a segmentation",)
+    assert "mask" not in report.table()
+    states = torch.load(best, weights_only=True)["callbacks"].values()
+    assert [s["monitor"] for s in states if s.get("monitor")] == ["val/box_AP"]
