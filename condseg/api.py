@@ -209,26 +209,29 @@ def _predict(predictor: Predictor, source: ImageSource, depth: Any) -> Instances
 
 
 def train(
-    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = "quickstart",
+    config: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     data: str | os.PathLike[str] | None = None,
     *,
     init_from: str | os.PathLike[str] | None = None,
     max_steps: int | None = None,
     batch_size: int | None = None,
     runs: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Trains a model, as the command does with the same arguments, and returns the best.
 
     Args:
         config: name of a configuration, path of a YAML file, or several; later ones override
-            earlier ones.
-        data: "tabletop", or a folder in COCO format, see ``condseg.data.datamodule.DataModule``;
-            by default the configuration's.
+            earlier ones. None chooses all options by the data and the machine, or is
+            "quickstart" without ``data``.
+        data: "tabletop", or a folder or json in COCO format, see
+            ``condseg.data.datamodule.DataModule``; by default the configuration's.
         init_from: checkpoint or published model with whose network and weights to start.
         max_steps: steps of the training; its last one is validated.
         batch_size: images of a step over all processes.
         runs: folder of the runs; by default ``runs``.
+        name: folder of the run in it.
         options: any other option by its name in configurations and on the command line, such as
             ``{"data.workers": 2, "model.optimizer.init_args.lr": 0.001}``.
 
@@ -241,9 +244,12 @@ def train(
     """
     from condseg.cli.train import CommandLine
 
+    if config is None:
+        config = "quickstart" if data is None else ()
     files = [config] if isinstance(config, str | os.PathLike) else config
     named = {
-        "data.root": data,
+        "data": data,
+        "name": name,
         "init_from": init_from,
         "trainer.max_steps": max_steps,
         "data.batch_size": batch_size,
@@ -251,7 +257,7 @@ def train(
     }
     given = {key: value for key, value in named.items() if value is not None} | dict(options or {})
     command = CommandLine(
-        [f"--config={Path(file) if Path(file).suffix else f'{file}.yaml'}" for file in files]
+        [f"--config={os.fspath(file)}" for file in files]
         + [f"--{key}={_text(value)}" for key, value in given.items()]
     )
     command.fit()

@@ -19,12 +19,17 @@ MAX_VALUES = 10_000
 
 
 def config_path(name: str) -> Path:
-    """The file of a path, or of a name in ``configs/``.
+    """The file of a path, or of a name in ``configs/``, with or without ``.yaml``.
 
     Raises:
         ValueError: there is none.
     """
-    for path in (Path(name), CONFIGS / Path(name).name):
+    for path in (
+        Path(name),
+        CONFIGS / Path(name).name,
+        Path(f"{name}.yaml"),
+        CONFIGS / f"{Path(name).name}.yaml",
+    ):
         if path.is_file():
             return path
     names = sorted(p.name for p in CONFIGS.glob("*.yaml"))

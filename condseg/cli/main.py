@@ -22,7 +22,7 @@ HELP = f"""condseg {__version__}: instance segmentation with dynamic convolution
 usage: condseg COMMAND [options]      condseg COMMAND --help      condseg --version
 
 {"".join(f"  {name:<10}{text}{chr(10)}" for name, text in COMMANDS.items())}
-  condseg train --config quickstart.yaml
+  condseg train --data my/dataset
   condseg eval
   condseg predict street.jpg
 """

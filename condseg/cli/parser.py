@@ -39,7 +39,7 @@ class Parser(LightningArgumentParser):
 
 
 class ConfigFile(ActionConfigFile):
-    """``--config NAME.yaml``: a path, or the name of a file in ``configs/``."""
+    """``--config NAME``: a path, or the name of a file in ``configs/``."""
 
     def __call__(
         self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
@@ -74,12 +74,22 @@ class Origin:
         root: folder of all runs.
         ckpt_path: see ``--ckpt_path``.
         init_from: see ``--init_from``.
+        name: see ``--name``.
+        data, images: of ``--data`` and ``--images``.
+        train_annotations, train_images, val_annotations, val_images: of the options ``--data.*``.
     """
 
     configs: tuple[str, ...] = ()
     root: str = "runs"
     ckpt_path: str | None = None
     init_from: str | None = None
+    name: str | None = None
+    data: str | None = None
+    images: str | None = None
+    train_annotations: str | None = None
+    train_images: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
 
     @classmethod
     def of(cls, args: Sequence[str] | None) -> Origin:
@@ -93,8 +103,10 @@ class Origin:
         )
         parser.add_argument("-c", "--config", action="append", dest="configs", nargs="?")
         parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?")
-        parser.add_argument("--ckpt_path", nargs="?")
-        parser.add_argument("--init_from", nargs="?")
+        for option in ("ckpt_path", "init_from", "name", "data", "images"):
+            parser.add_argument(f"--{option}", nargs="?")
+        for option in ("train_annotations", "train_images", "val_annotations", "val_images"):
+            parser.add_argument(f"--data.{option}", dest=option, nargs="?")
         given = vars(parser.parse_known_args(args)[0])
         given["configs"] = tuple(str(name) for name in given.get("configs", ()) if name)
         in_files: dict[str, Any] = {}
@@ -103,7 +115,8 @@ class Origin:
             trainer = content.get("trainer")
             if isinstance(trainer, dict) and "default_root_dir" in trainer:
                 in_files["root"] = trainer["default_root_dir"]
-            in_files |= {key: content[key] for key in ("ckpt_path", "init_from") if key in content}
+            keys = content.keys() & {"ckpt_path", "init_from", "name"}
+            in_files |= {key: content[key] for key in keys}
         options: dict[str, Any] = {
             k: v
             for k, v in (in_files | given).items()
@@ -113,5 +126,16 @@ class Origin:
 
     @property
     def runs(self) -> Path:
-        """Folder of this configuration's runs: the files' names, joined."""
-        return Path(self.root) / ("-".join(Path(name).stem for name in self.configs) or "default")
+        """Folder of this configuration's runs: its name, else the files' names, joined, else the
+        data's.
+
+        Raises:
+            ValueError: the name is not that of a folder.
+        """
+        name = self.name or "-".join(Path(name).stem for name in self.configs)
+        if not name and self.data is not None:
+            path = Path(self.data).resolve()
+            name = path.stem if path.is_file() else path.name
+        if self.name is not None and (Path(name).name != name or name in (".", "..")):
+            raise ValueError(f"--name is {name!r}; a folder's name is allowed, no path")
+        return Path(self.root) / (name or "default")

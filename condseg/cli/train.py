@@ -1,11 +1,14 @@
-"""``python tools/train.py --config quickstart.yaml``: trains a model.
+"""``condseg train --data my/dataset``, ``condseg train --config quickstart``: trains a model.
 
+``--data``, a folder or a json (then with ``--images``, the folder of its images), without a
+configuration file chooses all options by the data and the machine, and prints them. Otherwise,
 ``configs/default.yaml`` is overridden by each ``--config`` file, later files override earlier
 ones, and options (``--key value``) override files.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from condseg.cli.config_files import CONFIGS, read_config
 from condseg.cli.messages import command, silence_irrelevant_warnings
+from condseg.cli.own_data import Plan, expand
 from condseg.cli.parser import ConfigFile, Origin, Parser
 from condseg.cli.trainer import build_trainer, trainer_errors
 from condseg.data.datamodule import DataModule
@@ -51,9 +55,9 @@ LESS_MEMORY = (
 class CommandLine(LightningCLI):
     """Parses the arguments and builds data, model and trainer from them.
 
-    ``default.yaml`` < network of ``--init_from``, or configuration of the run of ``--ckpt_path`` <
-    ``--config`` files < ``--key value``. The data is built first, as it determines the number of
-    classes.
+    ``default.yaml`` < plan of ``--data`` < network of ``--init_from``, or configuration of the run
+    of ``--ckpt_path`` < ``--config`` files < ``--key value``. The data is built first, as it
+    determines the number of classes.
 
     Args:
         args: the arguments; None for those of the process.
@@ -68,7 +72,9 @@ class CommandLine(LightningCLI):
     def __init__(self, args: Sequence[str] | None = None) -> None:
         restrict_parsing()
         silence_irrelevant_warnings()
+        args = sys.argv[1:] if args is None else list(args)
         self._origin = Origin.of(args)
+        self._plan = Plan.of(self._origin)
         self._resumed: ResumePoint | None = None
         self._start: Mapping[str, Any] | None = None
         if self._origin.ckpt_path == "last":
@@ -83,7 +89,7 @@ class CommandLine(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={"allow_abbrev": False},
-            args=None if args is None else list(args),
+            args=expand(args),
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -131,6 +137,13 @@ class CommandLine(LightningCLI):
             "start; the classes may differ",
         )
         parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="folder of the run in trainer.default_root_dir; by default, the names of the "
+            "configuration files, or that of the data",
+        )
+        parser.add_argument(
             "--process_timeout",
             type=PositiveFloat,
             default=900.0,
@@ -150,6 +163,8 @@ class CommandLine(LightningCLI):
             "model.network.depth_channels", "data.depth", compute_fn=_is_not_none, apply_on="parse"
         )
         parser.set_defaults(read_config(CONFIGS / "default.yaml"))
+        if self._plan is not None:
+            parser.set_defaults(self._plan.defaults(self._start))
         if self._start is not None:
             parser.set_defaults({"model": _start_defaults(self._start)})
         if self._resumed is not None:
@@ -177,6 +192,10 @@ class CommandLine(LightningCLI):
             }
             other = self._start[RECIPE]["model"]["network"]
             check_same_network(f"--init_from {self.config.init_from}", other, network, ignored)
+        elif network["backbone"]["weights"] is None:
+            _tell_what_stays_random(network["backbone"])
+        if self._plan is not None and self._resumed is None:
+            rank_zero_info(self._plan.text(record, self.config.init_from))
 
     def instantiate_classes(self) -> None:
         self.config_init = self.parser.instantiate(self.config)
@@ -285,6 +304,16 @@ def _start_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     network = {key: value for key, value in model["network"].items() if key != "num_classes"}
     network["backbone"] = {**network["backbone"], "weights": None}
     return {"network": network, "postprocess": postprocess_arguments(model["postprocess"])}
+
+
+def _tell_what_stays_random(backbone: Mapping[str, Any]) -> None:
+    frozen = {"freeze_stages": 0, "norm": "batch"}
+    wrong = {k: v for k, v in frozen.items() if backbone[k] != v}
+    if wrong:
+        prefix = "model.network.backbone"
+        now = " and ".join(f"{prefix}.{key} {backbone[key]}" for key in wrong)
+        cure = " ".join(f"--{prefix}.{key} {value}" for key, value in wrong.items())
+        rank_zero_info(f"{prefix}.weights is null, and {now} keep them random; {cure} trains all")
 
 
 def _is_not_none(value: object) -> bool:

@@ -51,6 +51,7 @@ def load_coco_json(path: Path) -> dict[str, Any]:
                 '"annotations" and "categories"'
             )
         for position, entry in enumerate(content[name]):
+            _read_whole_floats(entry)
             number = entry.get("id") if isinstance(entry, dict) else None
             if type(number) is not int or not -(2**63) <= number < 2**63:
                 raise ValueError(
@@ -59,6 +60,15 @@ def load_coco_json(path: Path) -> dict[str, Any]:
     if not content["categories"]:
         raise ValueError(f'{path}: "categories" is empty; at least one category is required')
     return content if part is None else take_part(path, content, part)
+
+
+def _read_whole_floats(entry: Any) -> None:
+    """Replaces 1.0 by 1 where an integer is needed: some tools write all numbers as floats."""
+    if isinstance(entry, dict):
+        for key in ("id", "image_id", "category_id", "height", "width"):
+            value = entry.get(key)
+            if type(value) is float and value.is_integer() and abs(value) < 2**53:
+                entry[key] = int(value)
 
 
 def parse_categories(path: Path, content: dict[str, Any]) -> tuple[Category, ...]:

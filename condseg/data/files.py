@@ -103,6 +103,8 @@ def _only(paths: Sequence[Path]) -> Path | None:
 
 
 def _find_images(root: Path, split: Split, json: Path) -> Path:
+    if (root / f"{split}2017").is_dir():
+        return root / f"{split}2017"  # COCO's large json need not be read for this
     whole, part = part_of(json)
     names = [f"{split}2017", *NAMES[split], "images", *(f"images/{name}" for name in NAMES[split])]
     folders = [root / name for name in names] + [whole.parent, root]
@@ -110,7 +112,12 @@ def _find_images(root: Path, split: Split, json: Path) -> Path:
         folders = [whole.parent, *folders]
     folders += sorted(path for path in root.glob("*") if path.is_dir())
     present = [folder for folder in folders if folder.is_dir()]
-    entries = load_coco_json(json)["images"] if json.is_file() or part is not None else []
+    try:
+        entries = load_coco_json(json)["images"]
+    except ValueError:
+        if part is not None:
+            raise
+        entries = []  # the error is raised when the set is read
     name = entries[0].get("file_name") if entries else None
     for folder in present:
         if not isinstance(name, str) or (folder / name).is_file():
@@ -121,7 +128,6 @@ def _find_images(root: Path, split: Split, json: Path) -> Path:
 
 def _not_found(name: str, problem: str) -> DataNotFoundError:
     return DataNotFoundError(
-        f"{name}: {problem}. Either download COCO with `python tools/download_coco.py`, or train "
-        "on the embedded set with `--config tabletop.yaml`; own data are set by data.root or "
-        f"data.{name}"
+        f"{name}: {problem}. Own data are set by --data, a folder or a json; COCO is downloaded "
+        "by `python tools/download_coco.py`, and `--config tabletop.yaml` trains on the sample set"
     )

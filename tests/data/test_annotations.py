@@ -232,3 +232,20 @@ def test_validation_reads_all_masks():
 def test_mask_fraction_out_of_range(supervision, fraction):
     with pytest.raises(ValueError, match=f"mask_fraction is {fraction} with supervision"):
         DataModule("tabletop", supervision=supervision, mask_fraction=fraction)
+
+
+def test_whole_numbers_may_be_floats(coco_set):
+    """Some tools write all numbers so."""
+    coco = coco_set("train")
+    expected = coco.open()
+    for entries in (coco.content["images"], coco.content["annotations"]):
+        for entry in entries:
+            for key in entry.keys() & {"id", "image_id", "category_id", "height", "width"}:
+                entry[key] = float(entry[key])
+    found = coco.open()
+    assert found.image_ids.tolist() == expected.image_ids.tolist()
+    assert [type(number) for number in found[0].info.original_size] == [int, int]
+    assert found[0].targets.labels.tolist() == expected[0].targets.labels.tolist()
+    coco.content["images"][0]["id"] += 0.5
+    with pytest.raises(ValueError, match='entry 0 of "images" has no integer "id"'):
+        coco.open()
