@@ -189,7 +189,7 @@ def test_train(tmp_path):
 def test_a_wrong_option_of_train_is_a_value_error(tmp_path):
     with pytest.raises(ValueError, match=r"unknown key data\.bach_size; did you mean data\.batch"):
         condseg.train("quickstart", options={"data.bach_size": 3})
-    with pytest.raises(ValueError, match=r"quickstrat\.yaml; did you mean quickstart\.yaml"):
+    with pytest.raises(ValueError, match=r"quickstrat; did you mean quickstart\.yaml"):
         condseg.train("quickstrat")
     with pytest.raises(FileNotFoundError, match=r"train_annotations: none of .*absent"):
         condseg.train("quickstart", data=tmp_path / "absent", options={"data.train_images": None})

@@ -42,7 +42,8 @@ def command(name: str, *args: object) -> str:
 
 
 def _is_condseg() -> bool:
-    return Path(sys.argv[0]).stem in ("condseg", "__main__")
+    path = Path(sys.argv[0])
+    return path.stem == "condseg" or path.parts[-2:] == ("condseg", "__main__.py")
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
