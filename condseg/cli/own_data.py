@@ -17,6 +17,12 @@ BASE = "quickstart"
 """The configuration from which a plan differs."""
 
 
+HELP = (
+    "folder of own images, or a json (then with --images FOLDER); without --config, all options "
+    "are chosen by the data and the machine"
+)
+
+
 def expand(args: Sequence[str]) -> list[str]:
     """Replaces the short options by those that they stand for.
 

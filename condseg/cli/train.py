@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from condseg.cli.config_files import CONFIGS, read_config
 from condseg.cli.messages import command, silence_irrelevant_warnings
-from condseg.cli.own_data import Plan, expand
+from condseg.cli.own_data import HELP, Plan, expand
 from condseg.cli.parser import ConfigFile, Origin, Parser
 from condseg.cli.trainer import build_trainer, trainer_errors
 from condseg.data.datamodule import DataModule
@@ -162,6 +162,8 @@ class CommandLine(LightningCLI):
         parser.link_arguments(
             "model.network.depth_channels", "data.depth", compute_fn=_is_not_none, apply_on="parse"
         )
+        (data,) = (action for action in parser._actions if action.dest == "data")
+        data.help, data.metavar = HELP, "PATH"
         parser.set_defaults(read_config(CONFIGS / "default.yaml"))
         if self._plan is not None:
             parser.set_defaults(self._plan.defaults(self._start))

@@ -96,6 +96,13 @@ def test_short_options() -> None:
     assert config_path("quickstart") == CONFIGS / "quickstart.yaml"
 
 
+def test_help_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        CommandLine(["--help"])
+    (text,) = [part for part in capsys.readouterr().out.split("\n  --") if part[:9] == "data PATH"]
+    assert "folder of own images" in text
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
