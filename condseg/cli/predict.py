@@ -1,32 +1,49 @@
-"""Draws the instances that a checkpoint finds in images, and prints them.
+"""Draws the instances that a checkpoint finds in images and videos, and prints them.
 
-python tools/demo.py street.jpg holiday/ "scans/*.png" --score 0.5
+python tools/demo.py street.jpg holiday/ "scans/*.png" https://example.org/a.jpg --score 0.5
+python tools/demo.py clip.mp4                                  # also rtsp://..., 0 (a camera)
+python tools/demo.py photos/ --format coco labelme             # annotations to go on from
 python tools/demo.py street.jpg --model condinst_r101_3x_sem   # published models: tools/models.py
 """
 
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import get_args
 
 from condseg.cli.messages import add_model_options, command_parser
 from condseg.errors import user_errors
-from condseg.inference import SCORE_THRESHOLD, ColorBy
+from condseg.inference import SCORE_THRESHOLD, ColorBy, Format, Outline
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Returns 1 if an input could not be processed, else 0."""
     parser = command_parser(__doc__)
     add_model_options(parser)
-    parser.add_argument("inputs", nargs="+", help="image files, folders, patterns")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        help="images, videos, folders, patterns, addresses, the number of a camera, - (lines of "
+        "these on stdin)",
+    )
     parser.add_argument("--depth", help="depth map (16-bit PNG) of the image, or their folder")
     parser.add_argument(
         "--score", type=float, default=SCORE_THRESHOLD, help="min score that is shown"
     )
     parser.add_argument("--output", default="out", help="folder of the drawn images")
-    parser.add_argument("--json", action="store_true", help="also write detections.json there")
+    parser.add_argument("--json", action="store_true", help="same as --format coco-results")
     parser.add_argument(
-        "--color_by", choices=get_args(ColorBy), default="instance", help="default: instance"
+        "--format", nargs="+", choices=get_args(Format), default=[], help="also write annotations"
+    )
+    parser.add_argument(
+        "--masks", choices=get_args(Outline), default="polygon", help="in annotations; or rle"
+    )
+    parser.add_argument(
+        "--save_frames", action="store_true", help="also write the frames of videos as images"
+    )
+    parser.add_argument(
+        "--color_by", choices=get_args(ColorBy), help="default: instance; track in videos"
     )
     parser.add_argument(
         "--class_agnostic_nms",
@@ -49,6 +66,8 @@ def main(args: Sequence[str] | None = None) -> int:
         from condseg.inference.predictor import Predictor
         from condseg.zoo.pretrained import open_model
 
+        results = ["coco-results"] if options.json else []
+        formats = list(dict.fromkeys([*options.format, *results]))
         restored = open_model(options.checkpoint, options.model, offline=options.offline)
         print(restored)
         predictor = Predictor(restored, options.device, precision=options.precision)
@@ -59,8 +78,11 @@ def main(args: Sequence[str] | None = None) -> int:
             options.inputs,
             options.output,
             options.score,
-            options.json,
+            formats,
+            options.masks,
             options.depth,
             options.color_by,
+            options.save_frames,
+            Path(options.model or options.checkpoint or "condseg").stem,
         )
     return 1 if failed else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,12 @@ from condseg.structures import Size
 _DEPTHS = (8, 10, 12, 14, 16)
 _BLOCK = 2**20  # pixels
 # Without those that hardly occur; for EPS, Pillow runs Ghostscript.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS.append("HEIF")
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
@@ -94,7 +100,7 @@ def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(path, formats=FORMATS)
         with image:
             check_pixels(image.height, image.width)
             image.load()
@@ -104,6 +110,8 @@ def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) ->
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
         article = "an" if kind == "image" else "a"
         text = " ".join(str(error).split())
+        if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in Image.OPEN:
+            text = "HEIC needs pillow-heif: pip install 'condseg[heif]'"
         raise ValueError(f"{path}: cannot be read as {article} {kind}: {text}") from error
 
 

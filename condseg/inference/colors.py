@@ -19,10 +19,12 @@ PALETTE: tuple[Color, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
+NO_KEY: Color = (128, 128, 128)
+"""Of an instance without a track."""
 
 
 def key_color(key: int) -> Color:
-    """The color of a class: the palette, then its colors darker, then lighter; then again."""
+    """The color of a class or a track: the palette, then darker, then lighter; then again."""
     shade = key // len(PALETTE) % 3
     weight, target = ((0.0, 0), (0.4, 0), (0.5, 255))[shade]
     r, g, b = (round((1 - weight) * c + weight * target) for c in PALETTE[key % len(PALETTE)])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condseg.inference import ColorBy
-from condseg.inference.colors import Color, Rectangle, key_color, neighbour_colors
+from condseg.inference.colors import NO_KEY, Color, Rectangle, key_color, neighbour_colors
 from condseg.inference.labels import NO_OWNER, Label, draw_labels
 from condseg.structures import Detections
 
@@ -51,6 +51,7 @@ def draw(
     score_threshold: float = 0.0,
     scale: int = 1,
     color_by: ColorBy = "instance",
+    tracks: Sequence[int] | NDArray[np.int64] | None = None,
 ) -> Image:
     """Draws detections into a copy of an image.
 
@@ -65,16 +66,21 @@ def draw(
         names: of class k at position k.
         score_threshold: min score of what is drawn.
         scale: factor by which the image is enlarged first, see :func:`legible_scale`.
-        color_by: "class", the same color in all images, or "instance", other than its neighbours'.
+        color_by: "class", the same color in all images; "instance", other than its neighbours';
+            or "track", the same color in all frames, whose number the label has too.
+        tracks: (D,) number of each object in a video, from 1; 0 for none.
 
     Returns:
         (scale * H, scale * W, 3) RGB.
 
     Raises:
-        ValueError: the masks are not of the image's size, or ``color_by`` is unknown.
+        ValueError: the masks are not of the image's size, ``color_by`` is unknown, or "track"
+            without ``tracks``.
     """
     if color_by not in get_args(ColorBy):
         raise ValueError(f"color_by is {color_by!r}; {', '.join(get_args(ColorBy))} are allowed")
+    if color_by == "track" and tracks is None:
+        raise ValueError("color_by is 'track', but the instances have no tracks; frames have them")
     height, width = image.shape[:2]
     if detections.masks.shape[1:] != (height, width):
         raise ValueError(
@@ -90,6 +96,11 @@ def draw(
     masks, boxes = shown.masks.cpu().numpy(), shown.boxes.cpu().numpy()
     labels = shown.labels.tolist()
     texts = [f"{names[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist(), strict=True)]
+    numbers: list[int] = []
+    if tracks is not None:
+        keep = (detections.scores >= score_threshold).cpu().numpy()
+        numbers = np.asarray(tracks)[keep].tolist()
+        texts = [f"#{n} {text}" if n else text for n, text in zip(numbers, texts, strict=True)]
     if scale > 1:
         size = (scale * width, scale * height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
@@ -98,6 +109,8 @@ def draw(
     rectangles = [_rectangle(box * scale, canvas) for box in boxes]
     if color_by == "class":
         colors = [key_color(k) for k in labels]
+    elif color_by == "track":
+        colors = [key_color(n - 1) if n else NO_KEY for n in numbers]
     else:
         colors = neighbour_colors(rectangles, reach=2 * style.line)
     sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in rectangles]

@@ -39,6 +39,7 @@ class Instances:
         categories: COCO id and name of class k at position k.
         image: RGB, 0..255, upright.
         source: path or address of the image; "" if it was given as pixels.
+        tracks: (D,) number of each object in its video, from 1; 0 for none. None outside videos.
     """
 
     boxes: Float32[np.ndarray, "d 4"]
@@ -48,6 +49,7 @@ class Instances:
     categories: tuple[Category, ...]
     image: UInt8[np.ndarray, "h w 3"]
     source: str = ""
+    tracks: Int64[np.ndarray, " d"] | None = None
 
     @classmethod
     def of(
@@ -89,6 +91,7 @@ class Instances:
             scores=self.scores[rows],
             labels=self.labels[rows],
             masks=self.masks[rows],
+            tracks=None if self.tracks is None else self.tracks[rows],
         )
 
     def __iter__(self) -> Iterator[Instances]:
@@ -103,16 +106,23 @@ class Instances:
         """The image with masks, boxes, names and scores.
 
         Args:
-            color_by: "class", the same color in all images, or "instance", other than its
-                neighbours'.
+            color_by: "class", the same color in all images; "instance", other than its
+                neighbours'; or "track", the same color in all frames.
             scale: factor by which the image is enlarged first; small images need it for labels.
 
         Raises:
-            ValueError: ``color_by`` is unknown.
+            ValueError: ``color_by`` is unknown, or "track" outside videos.
         """
         names = [category.name for category in self.categories]
-        found = self._detections()
-        return Image.fromarray(draw(self.image, found, names, scale=scale, color_by=color_by))
+        drawn = draw(
+            self.image,
+            self._detections(),
+            names,
+            scale=scale,
+            color_by=color_by,
+            tracks=self.tracks,
+        )
+        return Image.fromarray(drawn)
 
     def polygons(self) -> list[list[NDArray[np.float64]]]:
         """The outlines of each instance: for each of its parts the points (N, 2), xy in pixels.
@@ -144,6 +154,7 @@ class Instances:
             mask=self.masks,
             confidence=self.scores,
             class_id=self.labels,
+            tracker_id=self.tracks,
             data={"class_name": self.names},
         )
 

@@ -1,39 +1,144 @@
-"""Image files, and the depth maps that belong to them."""
+"""Images and videos that a user names, and the depth maps that belong to the images."""
 
 from __future__ import annotations
 
 import glob
+import sys
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from condseg.data.images import read_depth, read_image
+from condseg.data.images import FORMATS, read_depth
+from condseg.inference.inputs import read_source
 from condseg.inference.predictor import Predictor
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+# fmt: off
+IMAGES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpx",
+}
+VIDEOS = {
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp",
+    ".ogv", ".mts", ".m2ts",
+}
+# fmt: on
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The image files of files, folders and patterns, each once, and the inputs without any.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one output is written for.
 
-    A folder stands for the images directly in it, a pattern (``*``, ``?``, ``[...]``, ``**``) for
-    those that match; both by the suffixes of image files. A file that is named is used as it is.
+    Attributes:
+        location: a file, an address, or the number of a camera.
     """
-    images: dict[Path, Path] = {}
-    without = []
-    for text in inputs:
+
+    location: Path | str | int
+
+    @property
+    def is_video(self) -> bool:
+        """A camera, a stream (rtsp, ...), or a file or an http address with a video's suffix."""
+        if isinstance(self.location, str) and not self.location.startswith(("http:", "https:")):
+            return True
+        return isinstance(self.location, int) or self.path.suffix.lower() in VIDEOS
+
+    @property
+    def path(self) -> Path:
+        """The file, or the path in the address, which names the output."""
+        if isinstance(self.location, Path):
+            return self.location
+        if isinstance(self.location, int):
+            return Path(str(self))
+        return Path(unquote(urlsplit(self.location).path))
+
+    def __str__(self) -> str:
+        return f"camera{self.location}" if isinstance(self.location, int) else str(self.location)
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What the user named.
+
+    Attributes:
+        sources: each once, in the order in which they were named.
+        without: the inputs in which nothing was found.
+        skipped: number of files in folders and of patterns that are not used, by their suffix.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def describe_skipped(self) -> str:
+        """ "3 files that are neither images nor videos: 2 .txt, 1 .xml"."""
+        count = self.skipped.total()
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.skipped.most_common(8))
+        more = ", ..." if len(self.skipped) > 8 else ""
+        what = "file that is neither image nor video"
+        if count != 1:
+            what = "files that are neither images nor videos"
+        return f"{count} {what}: {kinds}{more}"
+
+
+def find_inputs(inputs: Iterable[str]) -> Inputs:
+    """Images and videos: files, folders, patterns, addresses, the number of a camera, ``-``.
+
+    A folder stands for the images and videos directly in it, a pattern (``*``, ``?``, ``[...]``,
+    ``**``) for those that match; both by their suffixes, and by the content of files without a
+    suffix. A file that is named is used as it is. ``-`` reads inputs from stdin, one a line.
+    """
+    found = Inputs()
+    sources: dict[Path | str | int, Source] = {}
+    skipped: dict[Path, str] = {}
+    for text in _with_stdin(inputs):
+        if "://" in text:
+            sources.setdefault(text, Source(text))
+            continue
         path = Path(text)
+        if text.isdecimal() and not path.exists():
+            sources.setdefault(int(text), Source(int(text)))
+            continue
+        if path.is_file():
+            sources.setdefault(path.resolve(), Source(path))
+            continue
         paths = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
-        matches = sorted(p for p in paths if p.is_file() and p.suffix.lower() in SUFFIXES)
-        matches = [path] if path.is_file() else matches
+        files = sorted(p for p in paths if p.is_file())
+        matches = [file for file in files if _is_usable(file)]
+        for file in matches:
+            sources.setdefault(file.resolve(), Source(file))
+        for file in set(files) - set(matches):
+            skipped[file.resolve()] = file.suffix.lower() or "without suffix"
         if not matches:
-            without.append(text)
-        for match in matches:
-            images.setdefault(match.resolve(), match)
-    return list(images.values()), without
+            found.without.append(text)
+    found.sources += sources.values()
+    found.skipped.update(kind for path, kind in skipped.items() if path not in sources)
+    return found
+
+
+def _with_stdin(inputs: Iterable[str]) -> Iterable[str]:
+    for text in inputs:
+        if text == "-":
+            yield from (line for line in sys.stdin.read().splitlines() if line)
+        else:
+            yield text
+
+
+def _is_usable(file: Path) -> bool:
+    if file.suffix:
+        return file.suffix.lower() in IMAGES | VIDEOS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.open(file, formats=FORMATS).close()
+    except Exception:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
+        return False
+    return True
 
 
 def find_depths(
@@ -71,17 +176,17 @@ def find_depths(
 
 
 def read_pair(
-    path: Path, depth: Path | None
+    location: Path | str, depth: Path | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
     """Reads an image and, if there is one, its depth map.
 
     Raises:
-        ValueError: a file cannot be read, or their sizes differ.
+        ValueError: a file cannot be read or downloaded, or their sizes differ.
     """
-    image: NDArray[np.uint8] = read_image(path)
+    image, _ = read_source(location)
     if depth is None:
         return image, None
     try:
         return image, read_depth(depth, (image.shape[0], image.shape[1]))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{location}: {error}") from error

@@ -1,5 +1,6 @@
 """tools/demo.py: condseg.cli.predict."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -12,10 +13,11 @@ from support import foreign, tiny
 from support.loopback import serving, use_hub
 
 from condseg.cli.predict import main
+from condseg.data.dataset import CocoDataset
 from condseg.data.images import read_image
 from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.annotate import output_paths
-from condseg.inference.sources import find_images
+from condseg.inference.sources import Source, find_inputs
 from condseg.training.callbacks import ValidationImages
 
 
@@ -36,10 +38,14 @@ def folder(tmp_path, monkeypatch):
 
 def test_files_folders_and_patterns(folder, capsys):
     assert main(["a/x.jpg", "b", "b/*", "b/[1].png", "--score", "0.01", "--json"]) == 0
-    out = capsys.readouterr().out
+    printed = capsys.readouterr()
+    out = printed.out
     run = "runs/tabletop/version_0/checkpoints/best.ckpt"
     assert out.startswith(f"checkpoint {run}: 3 classes, trained on tabletop, 70 steps\n")
     assert out.count(" -> ") == 4
+    assert "4 images in " in out
+    assert " images/s)" in out
+    assert printed.err == "skipped 1 file that is neither image nor video: 1 .txt\n"
     assert "box (" in out or "disc (" in out
     drawn = sorted(path.name for path in Path("out").iterdir())
     assert drawn == ["[1].png", "detections.json", "x.jpg", "x_2.jpg", "y.png"]
@@ -58,7 +64,7 @@ def test_options_of_nms_masks_and_colors(folder, monkeypatch):
     main(["a/x.jpg", "--class_agnostic_nms", "--drop_islands", "--color_by", "class"])
     options = [(a[0].postprocess.class_agnostic_nms, a[0].postprocess.keep_islands) for a in seen]
     assert options == [(False, True), (True, False)]
-    assert [a[-1] for a in seen] == ["instance", "class"]
+    assert [a[7] for a in seen] == [None, "class"]
     assert [a[3] for a in seen] == [SCORE_THRESHOLD] * 2 == [ValidationImages().score] * 2
 
 
@@ -97,8 +103,10 @@ def test_no_input_is_overwritten(folder):
     assert main(["a/x.jpg", "--output", "a"]) == 0
     assert Path("a/x.jpg").read_bytes() == before
     assert Path("a/x_2.jpg").is_file()
-    paths = output_paths([Path("o/x.jpg"), Path("p/x.jpg"), Path("o/x_2.jpg")], Path("o"))
-    assert [path.name for path in paths] == ["x_3.jpg", "x_4.jpg", "x_2_2.jpg"]
+    files = ("o/x.jpg", "p/x.jpg", "o/x_2.jpg", "p/x.png", "p/y.tar.mp4", "q/y.tar.jfif", "q/z")
+    paths = output_paths([Source(Path(file)) for file in files], Path("o"))
+    names = ["x_3.jpg", "x_4.jpg", "x_2_2.jpg", "x_5.png", "y.tar.mp4", "y.tar_2.jpg", "z.png"]
+    assert [path.name for path in paths] == names
 
 
 @pytest.mark.parametrize(
@@ -137,6 +145,46 @@ def test_a_published_model_by_its_name(folder, monkeypatch, capsys):
 
 
 def test_each_image_once(folder):
-    images, without = find_images(["a/x.jpg", "./a/x.jpg", "**/x.jpg", "nowhere/"])
-    assert images == [Path("a/x.jpg"), Path("b/x.jpg")]
-    assert without == ["nowhere/"]
+    found = find_inputs(["a/x.jpg", "./a/x.jpg", "**/x.jpg", "nowhere/"])
+    assert [source.location for source in found.sources] == [Path("a/x.jpg"), Path("b/x.jpg")]
+    assert found.without == ["nowhere/"]
+    assert not found.skipped
+
+
+def test_an_address_and_paths_on_stdin(folder, monkeypatch, capsys):
+    with serving() as server:
+        server.files["/photos/x.jpg"] = Path("a/x.jpg").read_bytes()
+        lines = f"b/[1].png\n\n{server.url}/photos/x.jpg\n{server.url}/absent.png\n"
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        assert main(["a/x.jpg", "-", "--score", "0.01", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count(" -> ") == 3
+    assert f"{server.url}/photos/x.jpg: " in printed.out
+    assert printed.err.count("\n") == printed.err.count(f"error: {server.url}/absent.png") == 1
+    assert sorted(path.name for path in Path("out").glob("*g")) == ["[1].png", "x.jpg", "x_2.jpg"]
+    files = [
+        image["file_name"]
+        for image in json.loads(Path("out/detections.json").read_text())["images"]
+    ]
+    assert files == ["a/x.jpg", "b/[1].png", f"{server.url}/photos/x.jpg"]
+
+
+def test_formats(folder):
+    args = ["a/x.jpg", "b/x.jpg", "--score", "0.01", "--format", "coco", "labelme", "labelstudio"]
+    assert main([*args, "--json"]) == 0
+    written = sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.json"))
+    files = ["detections.json", "instances.json", "labelme/x.json", "labelme/x_2.json"]
+    assert written == [*files, "labelstudio.json"]
+    dataset = CocoDataset("out/instances.json", ".")
+    assert len(dataset) == 2
+    assert len(dataset[0].targets.labels) > 0
+
+
+def test_a_format_does_not_apply(folder, capsys):
+    Path("c.mp4").touch()
+    cases = {
+        ("a/x.jpg", "--color_by", "track"): "color_by is 'track'",
+        ("c.mp4", "--format", "labelme"): "c.mp4: --format labelme of a video needs --save_frames",
+    }
+    for args, message in cases.items():
+        assert message in tiny.error(main, list(args), capsys)

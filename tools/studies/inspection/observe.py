@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from condseg.data.transforms import resized
 from condseg.inference.predictor import Predictor
-from condseg.inference.sources import find_depths, find_images, read_pair
+from condseg.inference.sources import find_depths, find_inputs, read_pair
 from condseg.layers import (
     ConvSlot,
     DynamicContextFilter2d,
@@ -54,8 +54,9 @@ def inspect(
             "the checkpoint's network has no dynamic layer "
             "(model.network.backbone.conv and model.network.mask_filter configure them)"
         )
-    files, without = find_images(inputs)
-    failed = [f"no images in {text!r}" for text in without]
+    found = find_inputs(inputs)
+    failed = [f"no images in {text!r}" for text in found.without]
+    files = [source.location for source in found.sources if isinstance(source.location, Path)]
     images: list[Path] = []
     classes: dict[str, list[int]] = {name: [] for name in predictor.names}
     with Observer.attached(predictor.network) as observer:
