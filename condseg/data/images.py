@@ -100,6 +100,8 @@ def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
+            with Image.open(path, formats=FORMATS) as image:
+                image.verify()  # compares a PNG's checksums, as decoding does not in all cases
             image = Image.open(path, formats=FORMATS)
         with image:
             check_pixels(image.height, image.width)

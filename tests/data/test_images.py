@@ -134,3 +134,18 @@ def test_no_program_is_started_for_an_image(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"x\.jpg: cannot be read as an image"):
         read_image(path)
     assert not trace.exists()
+
+
+def test_a_flipped_bit_of_a_png_is_noticed_or_changes_nothing(tmp_path):
+    pixels = np.add.outer(np.arange(40), np.arange(60))[:, :, None].repeat(3, axis=2)
+    path = saved(tmp_path, Image.fromarray(pixels.astype(np.uint8)), "a.png")
+    content, refused = path.read_bytes(), 0
+    for bit in range(0, 8 * len(content), 3):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert np.array_equal(read_image(path), pixels), f"bit {bit}"
+        except ValueError:
+            refused += 1
+    assert refused > 8 * len(content) / 4
