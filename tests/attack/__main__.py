@@ -82,8 +82,8 @@ def main() -> int:
             state, work = prepared[attack.prepare], folder / "work"
             row = run_attack(attack, state, options.rounds, options.seed, work)
             rows.append(row)
-            now = f"{time.monotonic() - start:.0f} s"
-            print(f"{now}: {row.name}: {row.cases} tried, {row.failed} faults", file=sys.stderr)
+            counts = f"{row.name}: {row.cases} tried, {row.failed} faults"
+            print(f"{time.monotonic() - start:.0f} s: {counts}", file=sys.stderr, flush=True)
     print(table(rows))
     print(
         f"seed {options.seed}, {time.monotonic() - start:.0f} s, {_cpu_seconds():.0f} s of the "

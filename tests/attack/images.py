@@ -128,7 +128,9 @@ def _demo(state: State, path: Path, folder: Path) -> None:
     """A readable image is drawn, whatever the other one is."""
     good = folder / "good.png"
     good.write_bytes(state.files["rgb.png"].read_bytes())
-    failed = annotate(state.predictor, [str(path), str(good)], folder / "out", write_json=True)
+    failed = annotate(
+        state.predictor, [str(path), str(good)], folder / "out", formats=["coco-results"]
+    )
     names = {file.stem for file in (folder / "out").iterdir()}
     check({"good", "detections"} <= names, f"only {names} were written")
     check(failed + (path.stem in names) == 1, f"{failed} failed, {names} were written")

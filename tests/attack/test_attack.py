@@ -1,4 +1,4 @@
-"""Each attack in a small round; ``-m slow`` runs twenty."""
+"""A small round of the attacks that take seconds; ``-m slow`` runs ten of all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ from typing import Any
 import pytest
 from support.tiny import REPOSITORY, environment
 
-ROUNDS = [pytest.param(1, marks=pytest.mark.tool), pytest.param(20, marks=pytest.mark.slow)]
+QUICK = ["annotations", "images", "damaged checkpoints", "hostile checkpoints", "recipes"]
+QUICK += ["configurations", "killed runs", "downloads", "libraries"]
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-def test_no_faults(rounds: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("attacks", "rounds"),
+    [
+        pytest.param(QUICK, 1, marks=pytest.mark.tool, id="quick"),
+        pytest.param([], 10, marks=pytest.mark.slow, id="all"),
+    ],
+)
+def test_no_faults(attacks: list[str], rounds: int, tmp_path: Path) -> None:
     result = tmp_path / "rows.json"
     path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
-    command = [sys.executable, "-m", "attack", f"--rounds={rounds}", f"--json={result}"]
+    command = [sys.executable, "-m", "attack", *attacks]
+    command += [f"--rounds={rounds}", f"--json={result}"]
     done = subprocess.run(
         command,
         cwd=tmp_path,
