@@ -167,5 +167,5 @@ def _camera_frames(camera: Any) -> Iterator[Frame]:
 
 
 def _unreadable(location: Path | str, error: Exception) -> ValueError:
-    text = " ".join(str(error).split())
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return ValueError(f"{location}: cannot be read as a video: {text}")
