@@ -108,7 +108,7 @@ def test_a_class_has_one_color():
         assert np.allclose(drawn[(y1 + y2) // 2, (x1 + x2) // 2], expected, atol=1)
     assert len({key_color(k) for k in range(21)}) == 21
     assert {ink(key_color(k)) for k in (3, 4)} == {(0, 0, 0), (255, 255, 255)}
-    with pytest.raises(ValueError, match="color_by is 'colour'; class, instance are allowed"):
+    with pytest.raises(ValueError, match="'colour'; class, instance, track are allowed"):
         unwrap(draw)(image, found, NAMES, color_by="colour")
 
 
