@@ -14,5 +14,7 @@ from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 install_import_hook("condseg", "beartype.beartype")
-# In the background of a shell SIGINT is ignored, in this process and in those that it starts.
+# In the background of a shell SIGINT is ignored, by nohup SIGHUP, in this process and in those that
+# it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
