@@ -153,7 +153,8 @@ def _training(content: Content) -> str:
             "best rate was at an edge was extended there by one rate, and (edge) says that it "
             "still was. The best rate was then trained "
             f"with {seeds} other seeds, judged once, after the last step, on "
-            f"{setting['images']['test']} test images, which no choice has seen.",
+            f"{setting['images']['test']} test images, which no choice "
+            "of this comparison has seen.",
             "Differences in mask AP: mean over pairs of trainings with the same seed (the same "
             "order of images and augmentation), and its 95 % confidence interval by Student's t "
             "distribution, for the spread over trainings; the test images are taken as given. The "
