@@ -21,12 +21,21 @@ class MetricsWriter(ExperimentWriter):
 
     def __init__(self, log_dir: str, first_step: int) -> None:
         super().__init__(log_dir)
+        self._latest: dict[str, Any] = {}
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
         keys, rows = read_metrics(path)
         self.metrics_keys = keys
         self._write([row for row in rows if int(row["step"]) < first_step])
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Records a row; the same again, as before a checkpoint and after it, is ignored."""
+        super().log_metrics(metrics_dict, step)
+        if self.metrics[-1] == self._latest:
+            self.metrics.pop()
+        else:
+            self._latest = self.metrics[-1]
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         """As Lightning's, which leaves an incomplete file if the process is killed meanwhile."""

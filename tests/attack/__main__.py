@@ -32,7 +32,7 @@ from attack import (
     recipes,
     runs,
 )
-from attack.rounds import run_attack, table
+from attack.rounds import faults, run_attack, table
 
 torch.set_num_threads(1)
 ATTACKS = [
@@ -83,7 +83,8 @@ def main() -> int:
             row = run_attack(attack, state, options.rounds, options.seed, work)
             rows.append(row)
             counts = f"{row.name}: {row.cases} tried, {row.failed} faults"
-            print(f"{time.monotonic() - start:.0f} s: {counts}", file=sys.stderr, flush=True)
+            seconds = f"{time.monotonic() - start:.0f} s"
+            print(f"{seconds}: {counts}\n{faults(row)}", file=sys.stderr, end="", flush=True)
     print(table(rows))
     print(
         f"seed {options.seed}, {time.monotonic() - start:.0f} s, {_cpu_seconds():.0f} s of the "

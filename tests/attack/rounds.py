@@ -101,14 +101,19 @@ def run_attack(attack: Attack, state: Any, rounds: int, seed: int, folder: Path)
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown, then the faults."""
+    """The rows in Markdown."""
     lines = ["| attack | a case | tried | refused | right | faults |", "|---|---|--:|--:|--:|--:|"]
     lines += [
         f"| {r.name} | {r.tried} | {r.cases} | {r.refused} | {r.loaded} | {r.failed} |"
         for r in rows
     ]
-    for row in rows:
-        for fault, case, count in sorted(row.faults.values(), key=lambda known: -known[2]):
-            text = re.sub(r"\s+", " ", fault)[:300]
-            lines.append(f"\n{row.name}: {count} x {text}\n  first: {case}")
     return "\n".join(lines) + "\n"
+
+
+def faults(row: Row) -> str:
+    """The faults of an attack, the most frequent first."""
+    known = sorted(row.faults.values(), key=lambda fault: -fault[2])
+    return "".join(
+        f"  {count} x {' '.join(fault.split())[:300]}\n    first: {case}\n"
+        for fault, case, count in known
+    )

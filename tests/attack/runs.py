@@ -82,7 +82,7 @@ def train(data: Path, runs: Path, *more: str, ckpt_path: str = "auto") -> None:
 
 def results(runs: Path) -> dict[str, Any]:
     """The numbers of the newest run."""
-    run = max((runs / "tiny").glob("version_*"), key=lambda path: path.name)
+    run = newest(runs)
     last, best = (load(run / "checkpoints" / name) for name in ("last.ckpt", "best.ckpt"))
     return {
         "metrics": (run / "metrics.csv").read_text(),
@@ -94,11 +94,16 @@ def results(runs: Path) -> dict[str, Any]:
     }
 
 
+def newest(runs: Path) -> Path:
+    """The folder of the newest of less than ten runs."""
+    return max((runs / "tiny").glob("version_*"))
+
+
 def compare(state: State, runs: Path) -> None:
-    """The newest run has the numbers of the uninterrupted one."""
+    """The newest run has the numbers of the uninterrupted one, and no files left over."""
     difference = differs(results(runs), state.results)
     check(not difference, f"other than the uninterrupted run: {difference[1:].partition('.')[0]}")
-    left = [path.name for path in runs.rglob("*") if "partial" in path.name]
+    left = [path.name for path in newest(runs).rglob("*") if "partial" in path.name]
     check(not left, f"left over | {left}")
 
 
@@ -133,6 +138,7 @@ def kills(state: State) -> st.SearchStrategy[list[Kill]]:
 def run_killed(state: State, case: list[Kill], folder: Path) -> None:
     """After one or two deaths, the resumed run has the same numbers."""
     runs = folder / "runs"
+    tiny.arguments(state.data, runs)
     for number, kill in enumerate(case):
         log = folder / f"killed {number}"
         ended = call(lambda kill=kill: _die(state, runs, kill), log, SECONDS)
@@ -166,7 +172,7 @@ def _at_each_stage(runs: Path, action: Callable[[], object]) -> None:
         nonlocal inside
         if inside or event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate"):
             return
-        if not str(arguments[0]).startswith(str(runs)):
+        if not str(arguments[0]).startswith(str(runs / "tiny")):
             return
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return

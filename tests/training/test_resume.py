@@ -16,6 +16,7 @@ from support import tiny
 
 from condseg.cli.train import CommandLine
 from condseg.data.dataset import CocoDataset
+from condseg.training.callbacks import LastCheckpoint
 from condseg.training.signals import Stopped
 from condseg.zoo.checkpoint import load
 
@@ -236,3 +237,22 @@ def test_after_kill(longer: tuple[Path, Path], tmp_path: Path) -> None:
     process.kill()
     process.communicate(timeout=60)
     resume_and_compare(data, tmp_path, whole, LONGER)
+
+
+def test_a_checkpoint_comes_after_the_losses_of_its_step(
+    uninterrupted: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed behind it would lose these rows of metrics.csv."""
+    data, whole = uninterrupted
+    save, steps = LastCheckpoint._save, []
+
+    def checked(self: LastCheckpoint, trainer: Trainer) -> None:
+        steps.append(trainer.global_step)
+        assert list(tiny.losses(tmp_path)) == list(range(trainer.global_step))
+        save(self, trainer)
+
+    monkeypatch.setattr(LastCheckpoint, "_save", checked)
+    run(data, tmp_path, "--last_checkpoint.every_n_steps=1")
+    assert set(steps) == set(range(1, 7))
+    one, other = (runs / "tiny/version_0/metrics.csv" for runs in (tmp_path, whole))
+    assert one.read_text() == other.read_text()

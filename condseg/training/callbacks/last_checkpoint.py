@@ -100,11 +100,13 @@ class LastCheckpoint(Checkpoint):
         near_end = last_step - step in (0, 1)
         validates_next = self._validates_after(trainer, batch_idx + 1)
         regular = near_end or validates_next or step % self.every_n_steps == 0
-        if not validates_now and (ends or regular):
-            self._save(trainer)
-        if ends:
-            # Lightning logs the step's values only after this hook.
+        saves = not validates_now and (ends or regular)
+        if saves or ends:
+            # Lightning logs the step's values only after this hook, once more: a process killed
+            # behind the checkpoint would lose them.
             trainer._logger_connector.update_train_step_metrics()
+        if saves:
+            self._save(trainer)
         if signal:
             self.signals.received = signal
             requeue(trainer, signal)
