@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -42,6 +42,12 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
             raise
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def few(names: Sequence[str], count: int = 3) -> str:
+    """The first names of a message, and the number of the others."""
+    others = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + others
 
 
 def _in_worker(message: str) -> str:

@@ -16,7 +16,6 @@ SHORT = {"--data": ("data.root",), "--images": ("data.train_images", "data.val_i
 BASE = "quickstart"
 """The configuration from which a plan differs."""
 
-
 HELP = (
     "folder of own images, or a json (then with --images FOLDER); without --config, all options "
     "are chosen by the data and the machine"

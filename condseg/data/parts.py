@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("train", "val")
-VAL_FRACTION = 5
-"""One image of this number is for validation."""
+VAL_ONE_IN = 5
+"""One image in this many is for validation."""
 
 
 def part_of(path: Path) -> tuple[Path, str | None]:
@@ -33,7 +33,7 @@ def take_part(path: Path, content: dict[str, Any], part: str) -> dict[str, Any]:
     ids = sorted((image["id"] for image in content["images"]), key=_hash)
     if len(ids) < 2:
         raise ValueError(f"{path}: has {len(ids)} images; a division needs 2 or more")
-    count = max(1, len(ids) // VAL_FRACTION)
+    count = max(1, len(ids) // VAL_ONE_IN)
     other = set(ids[count:] if part == "val" else ids[:count])
     return {
         **content,

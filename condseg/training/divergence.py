@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
+from condseg.errors import few
 from condseg.structures import ImageInfo
 
 CHECK_EVERY = 100
@@ -30,7 +31,7 @@ class _Values:
         wrong = [name for name, is_finite in zip(self.names, finite, strict=True) if not is_finite]
         if self.kind == "gradient":  # computed from the last layer to the first
             return f"the gradient of {few(wrong[::-1], 1)} at step {self.step}"
-        return f"{few(wrong, len(wrong))} at step {self.step}"
+        return f"{', '.join(wrong)} at step {self.step}"
 
 
 class Divergence:
@@ -119,9 +120,3 @@ def _tensors(checkpoint: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             for name, value in state.items():
                 if isinstance(value, Tensor):
                     yield f"the optimizer's {name} of parameter {index}", value
-
-
-def few(names: Sequence[str], count: int) -> str:
-    """The first names, and the number of the others."""
-    others = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + others

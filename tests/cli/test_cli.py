@@ -89,7 +89,7 @@ def test_which_configuration_overrides_which(
     default = yaml.safe_load((tiny.CONFIGS / "default.yaml").read_text())
     default["model"]["network"] = {"channels": 32, "mask_features": 4}
     (tmp_path / "default.yaml").write_text(yaml.safe_dump(default))
-    monkeypatch.setattr("condseg.cli.train.CONFIGS", tmp_path)
+    monkeypatch.setattr("condseg.cli.arguments.CONFIGS", tmp_path)
     monkeypatch.setattr(CommandLine, "before_instantiate_classes", lambda self: None)
     monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
     for name, channels in (("a", 96), ("b", 160)):

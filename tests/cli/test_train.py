@@ -168,7 +168,7 @@ def test_refused_options_of_the_trainer(
     option: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if option.endswith("=gpu") and torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU; the test is about a missing one")
     assert REFUSED[option] in tiny.error(main, tiny.arguments(data, tmp_path, option), capsys)
     assert not (tmp_path / "tiny").exists()
 

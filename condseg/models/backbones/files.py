@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from condseg.errors import few
 from condseg.layers.experts import NATURAL_SCALE
 from condseg.models.backbones.pickled import read_pickled
 
@@ -60,7 +61,7 @@ def named_tensors(content: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
     wrong = [str(key) for key, value in content.items() if not _is_plain(value)]
     if wrong:
         raise ValueError(
-            f"{source}: these are not tensors: {_first(wrong)}; tensors of numbers are allowed"
+            f"{source}: these are not tensors: {few(wrong)}; tensors of numbers are allowed"
         )
     return {str(key): value for key, value in content.items()}
 
@@ -133,7 +134,7 @@ def load_strict(
         if k in state and state[k].shape != own[k].shape
     ]
     problems = [
-        f"{what}: {_first(keys)}"
+        f"{what}: {few(keys)}"
         for what, keys in (("missing", missing), ("unknown", unknown), ("other shape", unlike))
         if keys
     ]
@@ -142,7 +143,7 @@ def load_strict(
     if wrong := [k for k in own if k in state and not _is_finite(state[k])]:
         raise ValueError(
             f"weights: {source} has values that are not finite (NaN or infinity) in "
-            f"{_first(wrong)}; an earlier checkpoint may have none"
+            f"{few(wrong)}; an earlier checkpoint may have none"
         )
     if not any(tensor.is_meta for tensor in own.values()):
         tensors = {k: state.get(k, own[k]) for k in own}
@@ -155,10 +156,6 @@ def load_strict(
 def _is_finite(tensor: Tensor) -> bool:
     # The sum needs no memory and is finite unless a value is not, or unless it overflows.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
-def _first(keys: Sequence[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
 
 
 def rename(

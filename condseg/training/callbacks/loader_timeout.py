@@ -33,32 +33,18 @@ class LoaderTimeout(Callback):
         if stage == "fit" and in_main_thread and hasattr(signal, "SIGALRM"):
             self._previous = signal.signal(signal.SIGALRM, self._on_alarm)
 
-    def on_train_start(self, *_: Any) -> None:
-        self._start()
+    def _start(self, *_: Any, **__: Any) -> None:
+        if self._previous is not None:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._stop()
+    def _stop(self, *_: Any, **__: Any) -> None:
+        if self._previous is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._start()
-
-    def on_validation_epoch_start(self, *_: Any) -> None:
-        self._start()
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        self._stop()
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self._start()
-
-    def on_validation_epoch_end(self, *_: Any) -> None:
-        self._stop()
-
-    def on_validation_end(self, *_: Any) -> None:
-        self._start()
-
-    def on_train_end(self, *_: Any) -> None:
-        self._stop()
+    on_train_start = on_train_batch_end = on_validation_end = _start
+    on_validation_epoch_start = on_validation_batch_end = _start
+    on_train_batch_start = on_validation_batch_start = _stop
+    on_validation_epoch_end = on_train_end = _stop
 
     def on_exception(self, *_: Any) -> None:
         self._stop()
@@ -66,14 +52,6 @@ class LoaderTimeout(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore()
-
-    def _start(self) -> None:
-        if self._previous is not None:
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def _stop(self) -> None:
-        if self._previous is not None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _restore(self) -> None:
         if self._previous is not None:
