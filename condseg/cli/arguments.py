@@ -140,7 +140,7 @@ class TrainingArguments(LightningCLI):
         if self._plan is not None:
             parser.set_defaults(self._plan.defaults(self._start))
         if self._start is not None:
-            parser.set_defaults({"model": _start_defaults(self._start)})
+            parser.set_defaults({"model": start_defaults(self._start)})
         if self._resumed is not None:
             assert isinstance(parser, Parser)
             parser.set_checked_defaults(self._resumed.config, self._resumed.config_source)
@@ -167,7 +167,7 @@ def _list_of(config: Mapping[str, Any], name: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _start_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
+def start_defaults(content: Mapping[str, Any]) -> dict[str, Any]:
     """The network and post-process of a checkpoint, as defaults of ``model``."""
     model = content[RECIPE]["model"]
     network = {key: value for key, value in model["network"].items() if key != "num_classes"}

@@ -4,7 +4,7 @@ import torch
 from support.coco import CocoSet
 from support.tiny import write_checkpoint
 
-from condseg.cli.train import _start_defaults
+from condseg.cli.arguments import start_defaults
 from condseg.data.collate import collate
 from condseg.inference.device import pick_device
 from condseg.inference.evaluate import evaluate
@@ -55,7 +55,7 @@ def test_the_threshold_in_a_recipe_of_an_older_version(checkpoint):
     }
     for postprocess in (
         Predictor.from_checkpoint(checkpoint, "cpu").postprocess,
-        PostProcess(**_start_defaults(content)["postprocess"]),
+        PostProcess(**start_defaults(content)["postprocess"]),
     ):
         assert postprocess.score_threshold is None
         assert postprocess.candidate_threshold == 0.0005
