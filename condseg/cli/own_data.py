@@ -63,14 +63,14 @@ class Plan:
         if origin.data is None or origin.configs or origin.ckpt_path not in (None, "auto"):
             return None
         root, images = data_root(origin.data), origin.images
-        train, _ = find_files(
+        train = find_files(
             root,
             "train",
             origin.train_annotations,
             origin.train_images or images,
             divide=origin.val_annotations is None,
         )
-        val, _ = find_files(root, "val", origin.val_annotations, origin.val_images or images)
+        val = find_files(root, "val", origin.val_annotations, origin.val_images or images)
         data = DataSummary.of(train, val)
         config = read_config(config_path(BASE))
         config["trainer"]["callbacks"] = [config["trainer"].pop("callbacks+")]

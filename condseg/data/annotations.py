@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from condseg.data.categories import check_unique_ids, fail, load_coco_json, parse_categories
+from condseg.data.images import read_size
 from condseg.data.limits import MAX_OBJECTS, MAX_PIXELS
 from condseg.data.masks import Segmentation, check_segmentation
 from condseg.structures import Category, Size, Supervision
@@ -87,17 +88,20 @@ class Annotations:
 
 
 def read_annotations(
-    path: Path, supervision: Supervision | None = None, mask_fraction: float = 1.0
+    path: Path,
+    supervision: Supervision | None = None,
+    mask_fraction: float = 1.0,
+    images: Path | None = None,
 ) -> Annotations:
     """Reads and checks a COCO-format json for training.
 
-    Args as of :class:`CocoDataset`.
+    Args as of :class:`CocoDataset` and :class:`CocoFile`.
 
     Raises:
         ValueError: with the file, the id, the field, its value and what is allowed.
     """
-    coco = CocoFile(path)
-    counts: Counter[str] = Counter()
+    coco = CocoFile(path, images)
+    counts: Counter[str] = Counter({"images whose size is the file's": coco.sizes_of_files})
     for found in coco.objects(supervision, mask_fraction):
         image = found.image
         counts["objects partly outside the image, clipped"] += found.clipped
@@ -117,9 +121,9 @@ def read_annotations(
         if len(image.labels) > MAX_OBJECTS:
             where = f"image {image.image_id} ({image.file_name})"
             raise ValueError(f"{path}: {where} has more than {MAX_OBJECTS} objects, the max")
-    images = list(coco.images.values())
-    total = Counter(images=len(images), objects=sum(len(image.labels) for image in images))
-    return Annotations(coco.categories, images, total + counts, coco.has_masks)
+    records = list(coco.images.values())
+    total = Counter(images=len(records), objects=sum(len(image.labels) for image in records))
+    return Annotations(coco.categories, records, total + counts, coco.has_masks)
 
 
 class CocoFile:
@@ -128,22 +132,29 @@ class CocoFile:
     Images have up to MAX_PIXELS pixels; polygons are at most one image size outside, and their
     outlines have up to MAX_OUTLINE pixels. null is a field that is missing.
 
+    Args:
+        path: the json.
+        images: folder of its images, whose files have the height and width that the json lacks.
+
     Attributes:
         categories: sorted by id.
         images: by id; without their objects.
         has_masks: whether any object has a segmentation, or there are no objects.
+        sizes_of_files: number of images whose size is the file's.
 
     Raises:
         ValueError: with the file, the id, the field, its value and what is allowed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, images: Path | None = None) -> None:
         content = load_coco_json(path)
         self.path = path
         self.categories = parse_categories(path, content)
         check_unique_ids(path, content, "images")
         check_unique_ids(path, content, "annotations")
-        self.images = {entry["id"]: _image_record(path, entry) for entry in content["images"]}
+        entries = content["images"]
+        self.images = {entry["id"]: _image_record(path, entry, images) for entry in entries}
+        self.sizes_of_files = sum(map(_has_no_size, entries))
         self._labels = {category.id: label for label, category in enumerate(self.categories)}
         self._entries: list[dict[str, Any]] = content["annotations"]
         self.has_masks = not self._entries or any(map(_has_mask, self._entries))
@@ -226,17 +237,28 @@ class CocoFile:
         return bool(min(x, y) < -0.5 or x + width > size[1] + 0.5 or y + height > size[0] + 0.5)
 
 
-def _image_record(path: Path, entry: dict[str, Any]) -> ImageRecord:
+def _has_no_size(entry: dict[str, Any]) -> bool:
+    return entry.get("height") is None and entry.get("width") is None
+
+
+def _image_record(path: Path, entry: dict[str, Any], images: Path | None) -> ImageRecord:
     where = f"image {entry['id']}"
     name, depth = entry.get("file_name"), entry.get("depth_file")
     if not isinstance(name, str) or not 0 < len(name) <= 4096:
         fail(path, where, "file_name", name, "a path relative to the image folder")
-    for side in ("height", "width"):
-        if type(entry.get(side)) is not int or entry[side] < 1:
-            fail(path, where, side, entry.get(side), "an integer >= 1")
-    size = entry["height"], entry["width"]
-    if size[0] * size[1] > MAX_PIXELS:
-        fail(path, where, "height x width", size, f"up to {MAX_PIXELS} pixels")
+    if images is not None and _has_no_size(entry):
+        try:
+            size = read_size(images / name)
+        except ValueError as error:
+            text = f"{path}: {where}: height and width are missing, and {error}"
+            raise ValueError(text) from error
+    else:
+        for side in ("height", "width"):
+            if type(entry.get(side)) is not int or entry[side] < 1:
+                fail(path, where, side, entry.get(side), "an integer >= 1")
+        size = entry["height"], entry["width"]
+        if size[0] * size[1] > MAX_PIXELS:
+            fail(path, where, "height x width", size, f"up to {MAX_PIXELS} pixels")
     if not isinstance(depth, str | None):
         fail(path, where, "depth_file", depth, "a path relative to the json's folder, or null")
     return ImageRecord(entry["id"], name, size, depth, [], [], {})

@@ -34,7 +34,8 @@ class CocoDataset(Dataset[Sample]):
 
     Args:
         annotation_file: the json.
-        image_dir: folder to which its ``file_name`` entries are relative.
+        image_dir: folder to which its ``file_name`` entries are relative. Images without height and
+            width in the json have those of the file, upright.
         transform: of ``condseg.data.transforms``; None changes nothing.
         skip_empty: skip images without objects (or with crowds only), as detectron2 and CondInst
             do in training.
@@ -80,7 +81,9 @@ class CocoDataset(Dataset[Sample]):
         self.seed = seed
         self.depth = depth
         self.on_broken_image = on_broken_image
-        annotations = read_annotations(self.annotation_file, supervision, mask_fraction)
+        annotations = read_annotations(
+            self.annotation_file, supervision, mask_fraction, self.image_dir
+        )
         self.categories, self.counts = annotations.categories, annotations.counts
         self.has_masks = annotations.has_masks
         images = annotations.images

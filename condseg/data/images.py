@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from condseg.data.limits import check_pixels
 from condseg.structures import Size
@@ -19,6 +20,7 @@ _DEPTHS = (8, 10, 12, 14, 16)
 _BLOCK = 2**20  # pixels
 # Without those that hardly occur; for EPS, Pillow runs Ghostscript.
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+T = TypeVar("T")
 with suppress(ImportError):
     import pillow_heif
 
@@ -50,6 +52,21 @@ def read_image(path: str | Path, *, upright: bool = True) -> UInt8[np.ndarray, "
         return _to_rgb(image)
 
     return _read(Path(path), "image", pixels)
+
+
+def read_size(path: str | Path) -> Size:
+    """(height, width) of the upright image, by the file's header.
+
+    Raises:
+        ValueError: the file is missing, empty, no image, or has more than MAX_PIXELS pixels.
+    """
+
+    def size(image: Image.Image) -> Size:
+        sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        swapped = sideways and image.format != "TIFF"  # whose size Pillow has swapped
+        return (image.width, image.height) if swapped else (image.height, image.width)
+
+    return _open(Path(path), "image", size)
 
 
 def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -89,7 +106,19 @@ def read_depth(path: str | Path, size: Size) -> UInt16[np.ndarray, "h w"]:
 
 
 def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """The pixels of a file; any error is a ValueError that names the file."""
+    """The pixels of a file."""
+
+    def load(image: Image.Image) -> np.ndarray:
+        image.load()
+        return pixels(image)
+
+    # A PNG's checksums, which decoding does not all compare.
+    _open(path, kind, lambda image: image.verify())
+    return _open(path, kind, load)
+
+
+def _open(path: Path, kind: str, use: Callable[[Image.Image], T]) -> T:
+    """Opens a file; any error is a ValueError that names the file."""
     if not path.is_file():
         problem = f"no such {kind} file"
         if os.path.lexists(path):
@@ -100,13 +129,10 @@ def _read(path: Path, kind: str, pixels: Callable[[Image.Image], np.ndarray]) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
-            with Image.open(path, formats=FORMATS) as image:
-                image.verify()  # compares a PNG's checksums, as decoding does not in all cases
             image = Image.open(path, formats=FORMATS)
         with image:
             check_pixels(image.height, image.width)
-            image.load()
-            return pixels(image)
+            return use(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...

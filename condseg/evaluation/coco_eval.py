@@ -87,6 +87,7 @@ class CocoEvaluator:
         visibility: evaluate only objects whose ``visibility`` (a field of the annotation: the
             visible fraction of the object, 0..1) is in this range, both ends included. The
             others are ignored like objects outside a range of areas.
+        images: folder of the images, whose files have the sizes that the ground truth lacks.
 
     Raises:
         ValueError: the file is no COCO ground truth or has none of the categories, or
@@ -99,10 +100,11 @@ class CocoEvaluator:
         categories: Sequence[Category],
         max_detections: int = DEFAULT_LIMIT,
         visibility: tuple[float, float] | None = None,
+        images: Path | None = None,
     ) -> None:
         self.annotation_file = Path(annotation_file)
         self.max_detections = max_detections
-        self._truth, self._notes = load_ground_truth(self.annotation_file)
+        self._truth, self._notes = load_ground_truth(self.annotation_file, images)
         self._kinds = ("box",) if NO_MASKS in self._notes else ("box", "mask")
         if visibility is not None:
             self._notes.append(ignore_by_visibility(self._truth, visibility, self.annotation_file))

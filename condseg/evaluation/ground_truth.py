@@ -19,13 +19,13 @@ from condseg.structures import Category
 NO_MASKS = "box AP alone, since no object of this set has a segmentation"
 
 
-def load_ground_truth(file: Path) -> tuple[COCO, list[str]]:
+def load_ground_truth(file: Path, images: Path | None = None) -> tuple[COCO, list[str]]:
     """A ground truth of checked entries, with the fields that pycocotools needs, and notes.
 
     An area or a box that the file lacks is that of the mask. Without any mask, only boxes can be
-    evaluated; a note says so.
+    evaluated; a note says so. ``images`` as of :class:`CocoFile`.
     """
-    coco = CocoFile(file)
+    coco = CocoFile(file, images)
     notes: list[str] = [] if coco.has_masks else [NO_MASKS]
     annotations: list[dict[str, Any]] = []
     for number, found in enumerate(coco.objects(), start=1):

@@ -71,7 +71,7 @@ def evaluate(
     with _process_group() as (rank, world_size):
         dataset = CocoDataset(*files, predictor.transform, depth=predictor.network.takes_depth)
         limit = predictor.postprocess.max_detections
-        evaluator = CocoEvaluator(files[0], predictor.categories, limit, visibility)
+        evaluator = CocoEvaluator(files[0], predictor.categories, limit, visibility, files[1])
         loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch_size,

@@ -96,9 +96,9 @@ class CondInstModule(LightningModule):
     def on_fit_start(self) -> None:
         """Reads the ground truth, so that errors in it show before the training starts."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._evaluator = CocoEvaluator(
-            data.val_annotation_file, data.categories, self.postprocess.max_detections
-        )
+        annotations, images = data.val_files
+        limit = self.postprocess.max_detections
+        self._evaluator = CocoEvaluator(annotations, data.categories, limit, images=images)
 
     def on_validation_epoch_start(self) -> None:
         assert self._evaluator is not None

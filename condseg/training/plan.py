@@ -46,24 +46,24 @@ class DataSummary:
     supervision: Supervision
 
     @classmethod
-    def of(cls, train: Path, val: Path) -> DataSummary:
-        """Reads the annotations.
+    def of(cls, train: tuple[Path, Path], val: tuple[Path, Path]) -> DataSummary:
+        """Reads the annotations; each set is a json and the folder of its images.
 
         Raises:
             ValueError: they are wrong, or no training image has an object.
         """
-        file = CocoFile(train)
+        file = CocoFile(*train)
         objects = [o for o in file.objects("mixed") if not o.crowd]
         by_image = Counter(o.image.image_id for o in objects)
         if not by_image:
-            raise ValueError(f"{train}: has no images with objects")
+            raise ValueError(f"{train[0]}: has no images with objects")
         with_mask = sum(o.segmentation is not None for o in objects)
         supervision: Supervision = "mixed" if with_mask else "boxes"
         sides = [o.bbox[2] * o.bbox[3] for o in objects if o.bbox is not None]
         sides = sides or [o.area for o in objects if o.area is not None]
         return cls(
             train_images=len(by_image),
-            val_images=len(CocoFile(val).images),
+            val_images=len(CocoFile(*val).images),
             classes=len(file.categories),
             short_side=int(np.median([min(file.images[key].size) for key in by_image])),
             object_side=float(np.median(np.sqrt(sides))) if sides else float(OBJECT_SIDE),

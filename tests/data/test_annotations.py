@@ -3,11 +3,14 @@
 import os
 
 import pytest
+import torch
+from PIL import ExifTags, Image
 
 from condseg.data import annotations
 from condseg.data.annotations import BOX_ONLY, read_annotations
 from condseg.data.datamodule import DataModule
 from condseg.data.dataset import CocoDataset
+from condseg.evaluation.ground_truth import load_ground_truth
 
 CROWD = {"size": [40, 60], "counts": [0, 400, 2000]}
 
@@ -132,6 +135,31 @@ def test_missing_images_are_listed(coco_set):
     for n in range(5):
         (coco.images / f"{n:03}.png").unlink()
     with pytest.raises(ValueError, match=r"5 of 9 image files .*000.png, .*001.png, .*002.png, \."):
+        coco.open()
+
+
+def test_sizes_that_the_json_lacks_are_those_of_the_files(coco_set):
+    coco = coco_set()
+    expected = coco.open()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for entry in coco.content["images"]:
+        entry["height"] = entry.pop("width") and None
+        file = coco.images / entry["file_name"]
+        for suffix in (".tiff", ".png"):  # stored sideways
+            with Image.open(file) as stored:
+                rotated = stored.transpose(Image.Transpose.ROTATE_90)
+            rotated.save(file.with_suffix(suffix), exif=exif)
+    coco.content["images"][2]["file_name"] = "002.tiff"
+    dataset = coco.open()
+    assert dataset.sizes.tolist() == expected.sizes.tolist() == [[40, 60], [60, 40], [40, 60]]
+    for one, other in ((expected[i], dataset[i]) for i in range(3)):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.targets.masks, other.targets.masks)
+    assert "3 images whose size is the file's" in dataset.summary()
+    assert load_ground_truth(coco.json, coco.images)[0].imgs[101]["height"] == 60
+    (coco.images / "001.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"image 101: height and width are missing, and .*001.png"):
         coco.open()
 
 

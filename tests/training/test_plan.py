@@ -57,16 +57,17 @@ def test_the_summary_of_a_set(tmp_path):
     train.content["annotations"].pop()  # the third image has one object
     train.add(100, [], [0, 0, 20, 20], iscrowd=1)
     train.write()
-    summary = DataSummary.of(train.json, val.json)
+    sets = [(coco.json, coco.images) for coco in (train, val)]
+    summary = DataSummary.of(*sets)
     assert summary == DataSummary(3, 2, 2, 40, 6.0, 5 / 3, 2, "masks")
     del train.content["annotations"][0]["segmentation"]
     train.write()
-    assert DataSummary.of(train.json, val.json).supervision == "mixed"
+    assert DataSummary.of(*sets).supervision == "mixed"
     for annotation in train.content["annotations"]:
         annotation["segmentation"] = None
     train.write()
-    assert DataSummary.of(train.json, val.json).supervision == "boxes"
+    assert DataSummary.of(*sets).supervision == "boxes"
     train.content["annotations"] = []
     train.write()
     with pytest.raises(ValueError, match="no images with objects"):
-        DataSummary.of(train.json, val.json)
+        DataSummary.of(*sets)
