@@ -18,7 +18,10 @@ from condseg.training.checkpoint_io import AtomicCheckpointIO
 from condseg.training.sync_batchnorm import SyncBatchNorm
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-METRIC = re.compile(r"train/(lr|loss(_\w+)?)|val/(box|mask)_(AP(50|75|s|m|l)?|AR[sml]|A[PR]@\d+)")
+METRIC = re.compile(
+    r"train/(lr|gradient_norm)|(train|val)/loss(_\w+)?|val_(box|mask)_AP/.+|"
+    r"val/(box|mask)_(AP(50|75|s|m|l)?|AR[sml]|A[PR]@\d+)"
+)
 """The names that a training logs."""
 
 

@@ -17,6 +17,7 @@ from condseg.inference.labels import NO_OWNER, Label, draw_labels
 from condseg.structures import Detections
 
 Image = NDArray[np.uint8]
+SHOWN_SIDE = 1280
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,16 @@ def legible_scale(height: int, width: int) -> int:
     """
     factor = min(4, math.ceil(480 / min(height, width)), 65500 // max(height, width))
     return max(1, factor)
+
+
+def reduced(drawing: Image) -> Image:
+    """A drawing for screens: the longer side has up to ``SHOWN_SIDE`` pixels."""
+    height, width = drawing.shape[:2]
+    share = SHOWN_SIDE / max(height, width)
+    if share >= 1:
+        return drawing
+    size = max(1, round(share * width)), max(1, round(share * height))
+    return np.asarray(cv2.resize(drawing, size, interpolation=cv2.INTER_AREA))
 
 
 def _rectangle(box: NDArray[np.float32], canvas: Image) -> Rectangle:

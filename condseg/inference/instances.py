@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,10 +19,8 @@ from PIL import Image
 
 from condseg.evaluation import to_records
 from condseg.inference import ColorBy
-from condseg.inference.drawing import draw, legible_scale
+from condseg.inference.drawing import draw, legible_scale, reduced
 from condseg.structures import Category, Detections, ImageInfo, Size
-
-_SHOWN_SIDE = 1280  # max pixels of an image in a notebook
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,12 +158,17 @@ class Instances:
             data={"class_name": self.names},
         )
 
+    def _repr_html_(self) -> str:
+        """What notebooks show: the drawing, and what is in it."""
+        png = base64.b64encode(self._repr_png_()).decode("ascii")
+        text = html.escape(repr(self))
+        return f'<img src="data:image/png;base64,{png}" alt="{text}"><div>{text}</div>'
+
     def _repr_png_(self) -> bytes:
-        """What notebooks show."""
+        """What consoles show that can show images, but not HTML."""
         drawn = self.draw(scale=legible_scale(*self.size))
-        drawn.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
         with io.BytesIO() as file:
-            drawn.save(file, "PNG")
+            Image.fromarray(reduced(np.asarray(drawn))).save(file, "PNG")
             return file.getvalue()
 
     def _detections(self) -> Detections:

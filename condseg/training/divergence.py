@@ -52,12 +52,15 @@ class Divergence:
         self._recent.append(_Values(step, "loss", names, losses))
         self._images.setdefault(step, []).extend(images)
 
-    def add_gradients(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Adds the gradients of a step, before they are clipped."""
+    def add_gradients(self, step: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
+        """Adds the gradients of a step, before they are clipped; the norm of all of them."""
         gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        if gradients:
-            norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-            self._recent.append(_Values(step, "gradient", list(gradients), norms))
+        if not gradients:
+            return None
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        self._recent.append(_Values(step, "gradient", list(gradients), norms))
+        total: Tensor = torch.linalg.vector_norm(norms)
+        return total
 
     def check(self) -> None:
         """Looks at the latest values; the one wait for the device.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -14,8 +15,9 @@ from condseg.evaluation import CocoEvaluator
 from condseg.models.condinst import CondInst
 from condseg.models.losses.criterion import Criterion
 from condseg.models.postprocess import PostProcess
-from condseg.structures import Batch, Detections
+from condseg.structures import Batch
 from condseg.training.divergence import CHECK_EVERY, Divergence
+from condseg.training.mean_losses import MeanLosses
 from condseg.training.parameter_groups import parameter_groups, scale_learning_rates
 from condseg.training.schedules import OptimizerFactory, ScheduleFactory
 from condseg.zoo.checkpoint import RECIPE
@@ -58,6 +60,7 @@ class CondInstModule(LightningModule):
         self.attention_lr = attention_lr
         self.recipe: dict[str, Any] | None = None
         self._evaluator: CocoEvaluator | None = None
+        self._val_losses = MeanLosses()
         self._divergence = Divergence()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -65,11 +68,6 @@ class CondInstModule(LightningModule):
         dense = self.network(batch.images, batch.sizes, batch.depth)
         losses: dict[str, Tensor] = self.criterion(dense, batch, self.network.mask_logits)
         return losses
-
-    def predict(self, batch: Batch) -> list[Detections]:
-        """The detections in each image, in its original pixels."""
-        dense = self.network(batch.images, batch.sizes, batch.depth)
-        return self.postprocess(dense, batch.infos, self.network.mask_logits)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.loss(batch)
@@ -91,7 +89,10 @@ class CondInstModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if not self._scales_gradients():  # a step with infinite scaled gradients is left out
-            self._divergence.add_gradients(self.global_step, dict(self.named_parameters()))
+            gradients = dict(self.named_parameters())
+            norm = self._divergence.add_gradients(self.global_step, gradients)
+            if norm is not None:
+                self.log("train/gradient_norm", norm)
 
     def on_fit_start(self) -> None:
         """Reads the ground truth, so that errors in it show before the training starts."""
@@ -103,11 +104,20 @@ class CondInstModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         assert self._evaluator is not None
         self._evaluator.reset()
+        self._val_losses = MeanLosses()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         assert self._evaluator is not None
-        detections = self.predict(batch)
+        dense = self.network(batch.images, batch.sizes, batch.depth)
+        detections = self.postprocess(dense, batch.infos, self.network.mask_logits)
         self._evaluator.update(batch.infos, detections)
+        with isolate_rng():  # a loss may choose its locations at random
+            losses = self.criterion(dense, batch, self.network.mask_logits)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not data.val_dataset.has_masks:
+            losses.pop("loss_mask", None)  # it would compare with empty masks
+        total = torch.stack(list(losses.values())).sum()
+        self._val_losses.update({"loss": total, **losses}, len(batch))
         return {"detections": detections}
 
     def on_validation_epoch_end(self) -> None:
@@ -117,6 +127,13 @@ class CondInstModule(LightningModule):
         report = self._evaluator.compute()  # over all ranks
         for name, value in report.metrics.items():
             self.log(f"val/{name.replace('/', '_')}", value, rank_zero_only=False)
+        for name, value in self._val_losses.compute().items():
+            self.log(f"val/{name}", value, rank_zero_only=False)
+        for result in report.classes:
+            for kind in ("box", "mask"):
+                value = result.metrics.get(f"{kind}/AP", -1)
+                if value != -1 and len(report.classes) > 1:
+                    self.log(f"val_{kind}_AP/{result.name}", value, rank_zero_only=False)
         rank_zero_info(f"\nvalidation after {self.global_step} steps\n{report.table()}\n")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

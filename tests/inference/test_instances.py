@@ -1,7 +1,10 @@
 """Instances: selecting, drawing, other formats."""
 
+import base64
 import io
+import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -117,6 +120,11 @@ def test_drawing(found):
 def test_notebooks_show_the_drawing(found):
     shown = Image.open(io.BytesIO(found._repr_png_()))
     assert shown.size == (480, 360)  # enlarged
+    markup = replace(found, source="<b>.jpg")._repr_html_()
+    (embedded,) = re.findall(r'<img src="data:image/png;base64,([^"]+)"', markup)
+    assert base64.b64decode(embedded) == found._repr_png_()
+    assert "<div>Instances(2 fork (0.90, 0.20), 1 cup (0.70); 90 x 120, &lt;b&gt;.jpg)" in markup
+    assert "<b>" not in markup
     nothing = Detections(
         torch.zeros(0, 4),
         torch.zeros(0),

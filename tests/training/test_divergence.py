@@ -93,7 +93,12 @@ def test_waits_for_the_device_once_per_check() -> None:
         for number in range(20):
             steps.add_losses(number, NAMES, torch.zeros(2), [info(number)])
             steps.add_gradients(number, {"layer": WEIGHT})
-    assert count.operators == {"zeros": 20, "_foreach_norm": 20, "stack": 20}
+    assert count.operators == {
+        "zeros": 20,
+        "_foreach_norm": 20,
+        "stack": 20,
+        "linalg_vector_norm": 20,
+    }
     steps.add_losses(20, NAMES, torch.zeros(2), [info(20)])
     with Count() as count:
         steps.check()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from condseg.cli.train import CommandLine, main
 from condseg.zoo.checkpoint import load, restore
@@ -71,6 +72,56 @@ def test_files_of_a_run(trained: CommandLine) -> None:
     assert list(metrics) == list(range(6))
     for step in metrics.values():
         assert step["train/loss"] == pytest.approx(sum(step[f"train/loss_{p}"] for p in parts))
+
+
+def test_what_loggers_get(trained: CommandLine) -> None:
+    """TensorBoard's tags, and W&B's, which has the same metrics."""
+    events = EventAccumulator(str(trained.run_folder), {"images": 0}).Reload()
+    scalars = set(events.Tags()["scalars"])
+    losses = {f"{part}/loss{name}" for part in ("train", "val") for name in ("", "_cls", "_mask")}
+    by_class = {f"val_{kind}_AP/{name}" for kind in ("box", "mask") for name in ("box", "disc")}
+    assert {"train/lr", "train/gradient_norm", "val/mask_AP", *losses, *by_class} <= scalars
+    assert "val/loss_semantic" not in scalars
+    mean = sum(e.value for t in by_class if "mask" in t for e in events.Scalars(t)) / 2
+    assert [e.value for e in events.Scalars("val/mask_AP")] == pytest.approx([mean], abs=1e-6)
+    assert events.Tags()["images"] == [f"validation/{k:03}" for k in range(4)]
+    (image,) = events.Images("validation/002")
+    assert (image.step, image.width, image.height) == (6, 256, 256)  # enlarged for labels
+
+
+def test_losses_of_the_validation(trained: CommandLine) -> None:
+    """The mean over five images in batches of the validation's size, without random numbers."""
+    module, data = trained.model.eval(), trained.datamodule
+    means = dict.fromkeys(("loss_cls", "loss_box", "loss_mask"), 0.0)
+    with torch.inference_mode():
+        for batch in data.val_dataloader():
+            dense = module.network(batch.images, batch.sizes)
+            losses = module.criterion(dense, batch, module.network.mask_logits)
+            for name in means:
+                means[name] += float(losses[name]) * len(batch) / 5
+    logged = {name: float(trained.trainer.callback_metrics[f"val/{name}"]) for name in means}
+    assert logged == pytest.approx(means, rel=1e-4)
+
+
+def test_validating_does_not_change_the_training(data: Path, tmp_path: Path) -> None:
+    """Locations of the mask loss are chosen at random, in validation too."""
+    few = ("--model.mask_loss.max_proposals=3", *SHORT)
+    alone = losses(data, tmp_path / "alone", *few)
+    often = ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=1")
+    assert losses(data, tmp_path / "often", *few, *often) == alone
+
+
+def test_gradient_norm(trained: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, logged = trained.model, {}
+    monkeypatch.setattr(module, "log", logged.__setitem__)
+    for parameter in module.parameters():
+        parameter.grad = None
+    weights = [p for p in module.parameters() if p.requires_grad][:2]
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2.0)
+    module.on_before_optimizer_step(trained.trainer.optimizers[0])
+    count = sum(weight.numel() for weight in weights)
+    assert float(logged["train/gradient_norm"]) == pytest.approx(2 * count**0.5)
 
 
 def test_restored_network_equals_the_trained(trained: CommandLine) -> None:

@@ -35,15 +35,16 @@ class Criterion(nn.Module):
     ) -> dict[str, Tensor]:
         """The losses by name, whose sum is minimized.
 
-        ``mask_logits`` computes the masks of chosen locations, see ``CondInst.mask_logits``.
+        ``mask_logits`` computes the masks of chosen locations, see ``CondInst.mask_logits``. In
+        eval mode there is no semantic loss, as networks then compute no semantic logits.
         """
         losses: dict[str, Tensor]
         assignment, losses = self.dense_loss(dense.head, dense.locations, batch.targets)
         masks = self.mask_loss(dense, assignment, batch, mask_logits)
         losses |= {name: self.dense_loss.mask_weight * loss for name, loss in masks.items()}
-        if self.semantic_loss is not None:
+        if self.semantic_loss is not None and self.training:
             logits = dense.semantic_logits
-            assert logits is not None, "the network has no semantic branch, or is in eval mode"
+            assert logits is not None, "the network has no semantic branch"
             stride = dense.image_size[1] // logits.shape[3]
             losses["loss_semantic"] = self.semantic_loss(logits, batch.targets, stride)
         return losses

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 
 from condseg.inference import SCORE_THRESHOLD
-from condseg.inference.drawing import draw, legible_scale
+from condseg.inference.drawing import draw, legible_scale, reduced
 from condseg.structures import Batch
 
 
 class ValidationImages(Callback):
-    """Draws the detections in the first validation images, as files and into TensorBoard.
+    """Draws the detections in the first validation images, as files and for the loggers.
 
-    The files are ``images/step_000500/NAME.jpg`` in the run folder.
+    The files are ``images/step_000500/NAME.jpg`` in the run folder. TensorBoard and loggers with
+    ``log_image``, such as W&B's, show them as ``validation/NAME``. Large images are reduced.
 
     Args:
         count: images per validation; 0 draws none.
@@ -57,16 +60,18 @@ class ValidationImages(Callback):
         for info, detections in pairs[: self.count - self._drawn]:
             image = data.val_dataset.image(info.image_id)
             scale = legible_scale(*image.shape[:2])
-            drawing = draw(image, detections, names, self.score, scale=scale)
+            drawing = reduced(draw(image, detections, names, self.score, scale=scale))
             folder = self._folder / f"step_{trainer.global_step:06d}"
             folder.mkdir(parents=True, exist_ok=True)
             name = Path(info.file_name).stem
             cv2.imwrite(str(folder / f"{name}.jpg"), drawing[:, :, ::-1])
-            _to_tensorboard(trainer.loggers, name, drawing, trainer.global_step)
+            _log(trainer.loggers, f"validation/{name}", drawing, trainer.global_step)
             self._drawn += 1
 
 
-def _to_tensorboard(loggers: Sequence[Any], name: str, drawing: Any, step: int) -> None:
+def _log(loggers: Sequence[Any], tag: str, drawing: NDArray[np.uint8], step: int) -> None:
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"validation/{name}", drawing, step, dataformats="HWC")
+            logger.experiment.add_image(tag, drawing, step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):
+            logger.log_image(tag, [drawing], step)
