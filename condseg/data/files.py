@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +40,7 @@ def find_files(
     name contains the split's, in ``annotations`` or ``root``, and as Roboflow's
     ``{split}/_annotations.coco.json``. Without a validation set, a part of the training set, or of
     the only json that there is, takes its place, see :mod:`condseg.data.parts`. Images are in the
-    first folder that has the first image of the json.
+    first folder that has the first image of the json, at any depth.
 
     Args:
         root: the folder of a data set, or the only json.
@@ -51,6 +53,8 @@ def find_files(
         DataNotFoundError: one of them does not exist.
         ValueError: the json is wrong.
     """
+    if annotations is None and not root.exists():
+        raise _not_found("data.root", f"{root} does not exist")
     folder = root.parent if root.is_file() else root
     if annotations is not None:
         json = Path(annotations)
@@ -110,8 +114,6 @@ def _find_images(root: Path, split: Split, json: Path) -> Path:
     folders = [root / name for name in names] + [whole.parent, root]
     if whole.name == ROBOFLOW or part is not None:
         folders = [whole.parent, *folders]
-    folders += sorted(path for path in root.glob("*") if path.is_dir())
-    present = [folder for folder in folders if folder.is_dir()]
     try:
         entries = load_coco_json(json)["images"]
     except ValueError:
@@ -119,15 +121,25 @@ def _find_images(root: Path, split: Split, json: Path) -> Path:
             raise
         entries = []  # the error is raised when the set is read
     name = entries[0].get("file_name") if entries else None
-    for folder in present:
-        if not isinstance(name, str) or (folder / name).is_file():
+    # The folders below are listed only if none of these has the image.
+    for folder in itertools.chain(folders, _folders_below(root)):
+        if folder.is_dir() and (not isinstance(name, str) or (folder / name).is_file()):
             return folder
-    tried = ", ".join(dict.fromkeys(map(str, folders)))
-    raise _not_found(f"{split}_images", f"none of {tried} has the first image of {json}, {name}")
+    raise _not_found(
+        f"{split}_images", f"no folder in {root} has the first image of {json}, {name}"
+    )
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    """In the order of the alphabet, those of a folder before its own."""
+    for path, folders, _ in os.walk(root):
+        folders.sort()
+        yield from (Path(path, folder) for folder in folders)
 
 
 def _not_found(name: str, problem: str) -> DataNotFoundError:
     return DataNotFoundError(
-        f"{name}: {problem}. Own data are set by --data, a folder or a json; COCO is downloaded "
-        "by `python tools/download_coco.py`, and `--config tabletop.yaml` trains on the sample set"
+        f"{name}: {problem}. Own data are set by --data, a folder or a json in COCO format; COCO "
+        "is downloaded by `python tools/download_coco.py`, and `--config tabletop.yaml` trains on "
+        "the sample set"
     )

@@ -37,11 +37,13 @@ def test_layouts(root):
     train = train.rename(root / "annotations/instances_train2014.json")
     val = val.rename(root / "annotations/instances_val2014.json")
     assert found(root) == [train, root / "train", val, root / "val"]
-    (root / "train").rename(root / "pictures")
-    for file in (root / "val").iterdir():
-        file.rename(root / "pictures" / file.name)
-    (root / "val").rmdir()
-    assert found(root) == [train, root / "pictures", val, root / "pictures"]
+    for name in ("photos", "photos/first/day"):
+        images = root / name
+        images.mkdir(parents=True)
+        for split in ("train", "val") if name == "photos" else ("photos",):
+            for file in list((root / split).glob("*.png")):
+                file.rename(images / file.name)
+        assert found(root) == [train, images, val, images]
 
 
 def test_roboflow(root):
@@ -94,6 +96,8 @@ def test_training_with_one_json_says_what_is_held_out(root, monkeypatch):
 
 
 def test_what_cannot_be_found_or_divided(root):
+    with pytest.raises(DataNotFoundError, match=r"^data\.root: \S+/nowhere does not exist\. Own"):
+        find_files(root / "nowhere", "train", None, None)
     shutil.copy(root / "instances_val.json", root / "a.json")
     (root / "instances_val.json").rename(root / "b.json")
     (root / "instances_train.json").unlink()
