@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress, TaskID
 
@@ -159,7 +158,8 @@ class _Run:
         assert not isinstance(source.location, int)
         image, depth_map = read_pair(source.location, depth)
         start = time.perf_counter()
-        found = self._instances(image, depth_map, str(source))
+        detections = self.predictor(image, depth_map)
+        found = Instances.of(detections, self.predictor.categories, image, str(source))
         seconds = time.perf_counter() - start
         shown = found[found.scores >= self.score]
         color_by: ColorBy = "class" if self.color_by == "class" else "instance"
@@ -182,11 +182,15 @@ class _Run:
         classes: dict[int, Counter[str]] = defaultdict(Counter)
         start, count = time.perf_counter(), 0
         with open_video(source.location) as video, VideoWriter(target, video.rate) as writer:
-            tracker = Tracker(self.score, video.rate) if color_by == "track" else None
+            tracker, predictor = None, self.predictor
+            if color_by == "track":  # an object found as two classes would have two tracks
+                tracker = Tracker(self.score, video.rate)
+                predictor = predictor.with_options(class_agnostic_nms=True)
             self._expect(video.frames)
             try:
                 for frame in video.images:
-                    found = self._instances(frame.image, None, str(source))
+                    detections = predictor(frame.image)
+                    found = Instances.of(detections, predictor.categories, frame.image, str(source))
                     if tracker is not None:
                         found = tracker(found, frame.seconds)
                     shown = found[found.scores >= self.score]
@@ -211,12 +215,6 @@ class _Run:
         print(f"{source}: {count} frames{found_text} ({rate:.3g} frames/s) -> {target}")
         if video.frames is not None and count < 0.9 * video.frames:
             raise ValueError(f"{source}: ends after {count} of {video.frames} frames")
-
-    def _instances(
-        self, image: NDArray[np.uint8], depth: NDArray[np.uint16] | None, source: str
-    ) -> Instances:
-        detections = self.predictor(image, depth)
-        return Instances.of(detections, self.predictor.categories, image, source)
 
     def _expect(self, frames: int | None) -> None:
         """Frames count as images in the progress, which has no end if their number is unknown."""

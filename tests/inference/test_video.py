@@ -14,6 +14,7 @@ from condseg.inference.drawing import draw
 from condseg.inference.instances import Instances
 from condseg.inference.tracking import Tracker
 from condseg.inference.video import Frame, VideoWriter, open_video
+from condseg.models import PostProcess
 from condseg.structures import Category
 
 CATEGORIES = (Category(3, "cup"), Category(9, "fork"))
@@ -199,6 +200,24 @@ def test_a_video_by_the_command(folder, capsys):
     assert len(list(Path("out/labelme").iterdir())) == 4
     shown = json.loads(Path("out/labelme/clip_000002.json").read_text())
     assert shown["imagePath"] == "../clip_frames/000002.jpg"
+
+
+@needs_trackers
+@pytest.mark.parametrize("color_by", ["class", "track"])
+def test_an_object_of_two_classes_has_one_track(folder, monkeypatch, color_by):
+    """Two classes of equal scores everywhere, whose boxes are the same."""
+    decode = PostProcess.__call__
+
+    def twice(self, dense, *arguments):
+        logits = dense.head.class_logits
+        logits[..., 1] = logits[..., 0]
+        return decode(self, dense, *arguments)
+
+    monkeypatch.setattr(PostProcess, "__call__", twice)
+    assert main(["clip.mp4", "--score", "0.01", "--json", "--color_by", color_by]) == 0
+    content = json.loads(Path("out/detections.json").read_text())
+    boxes = [(a["image_id"], *a["bbox"]) for a in content["annotations"]]
+    assert (len(set(boxes)) < len(boxes)) == (color_by == "class")
 
 
 def test_colors_by_class_need_no_tracker(folder, capsys, monkeypatch):
