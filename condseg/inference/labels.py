@@ -73,10 +73,11 @@ def find_place(
     instance: int,
     taken: NDArray[np.int64],
 ) -> Rectangle | None:
-    """The place that covers the fewest pixels of other instances, on no other label.
+    """The first place of which other instances own up to a tenth, else that of the least.
 
-    Among equals: above the box, in it, below it, then beside it. A place outside the box of which
-    other instances own more than half would be read as theirs, and is not used.
+    The order is: above the box, in it, below it, then beside it; no place is on another label. A
+    place outside the box of which other instances own more than half would be read as theirs, and
+    is not used.
 
     Args:
         box: of the instance.
@@ -93,10 +94,10 @@ def find_place(
         below = owner[y1:y2, x1:x2]
         covered = int(((below != NO_OWNER) & (below != instance)).sum())
         outside = not _overlaps(np.array([box]), place).any()
+        if 10 * covered <= size[0] * size[1]:
+            return place
         if covered < least and not (outside and 2 * covered > size[0] * size[1]):
             best, least = place, covered
-        if covered == 0:
-            break
     return best
 
 
@@ -108,13 +109,14 @@ def _places(
     height, width = size
     if height > image_size[0] or width > image_size[1]:
         return
-    xs = [x1, x2 - width, (x1 + x2 - width) // 2, x2, x1 - width]
-    ys = [y1 - height, y1, y2, y2 - height, (y1 + y2 - height) // 2]
-    for columns in (xs[:3], xs[3:]):
-        for y, x in itertools.product(ys, columns):
-            left = min(max(0, x), image_size[1] - width)
-            top = min(max(0, y), image_size[0] - height)
-            yield left, top, left + width, top + height
+    xs = [x1, x2 - width, (x1 + x2 - width) // 2]
+    ys = [y1, y2 - height, (y1 + y2 - height) // 2]
+    over = itertools.product((y1 - height, y1, y2, *ys[1:]), xs)
+    beside = itertools.product(ys, (x2, x1 - width))  # not at a corner, which others share
+    for y, x in itertools.chain(over, beside):
+        left = min(max(0, x), image_size[1] - width)
+        top = min(max(0, y), image_size[0] - height)
+        yield left, top, left + width, top + height
 
 
 def _overlaps(rectangles: NDArray[np.int64], other: Rectangle) -> NDArray[np.bool_]:

@@ -72,7 +72,7 @@ def owners(height, width, *rectangles):
 
 def test_labels_keep_clear_of_each_other_and_inside():
     taken, owner = np.zeros((0, 4), np.int64), owners(130, 200)
-    for _ in range(6):
+    for _ in range(5):
         place = find_place((60, 80, 100, 120), (14, 50), owner, 0, taken)
         assert place is not None
         x1, y1, x2, y2 = place
@@ -93,6 +93,11 @@ def test_labels_keep_clear_of_neighbours():
     assert place(box) == (60, 46, 110, 60)
     assert place(box, above, below) == (60, 60, 110, 74)  # in its own box
     assert place((0, 0, 1, 1), (60, 60, 140, 100), above) == (60, 100, 110, 114)
+    touching = (105, 62, 160, 70)  # covers a little of each place in the box
+    assert place(box, above, (60, 100, 140, 130), touching) == (60, 60, 110, 74)
+    # Beside its box, but not at a corner, where it would be another's label as well.
+    column = (60, 20, 140, 120)
+    assert place((0, 0, 1, 1), column) == (140, 60, 190, 74)
     small = (60, 60, 70, 70)
     around = owners(130, 200, small, (0, 0, 200, 130))
     assert find_place(small, (14, 50), around, 0, nothing) is not None  # it touches its box
