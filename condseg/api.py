@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from condseg.data.images import read_depth
 from condseg.evaluation import Report
+from condseg.export import EXPORTED, SUFFIXES, Masks
+from condseg.export.predictor import EnginePredictor, open_predictor
 from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.inputs import ImageSource, read_source
 from condseg.inference.instances import Instances
@@ -35,9 +37,9 @@ def load(
     """A trained model.
 
     Args:
-        model: path of a checkpoint, or name of a published model, which is downloaded the first
-            time. None: the best checkpoint of the newest run under ``runs/``, or
-            ``condinst_r50_3x`` if there is no run.
+        model: path of a checkpoint or of an exported file (.onnx, .xml), or name of a published
+            model, which is downloaded the first time. None: the best checkpoint of the newest run
+            under ``runs/``, or ``condinst_r50_3x`` if there is no run.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "32-true", or "bf16-mixed", which is faster on hardware with bfloat16
             instructions and less accurate.
@@ -49,7 +51,9 @@ def load(
     """
     if model is None:
         restored, source = open_model(offline=offline), str(newest_best() or DEFAULT_MODEL)
-    elif Path(source := os.fspath(model)).exists():
+    elif Path(source := os.fspath(model)).suffix in EXPORTED:
+        return Model(open_predictor(source, device=device, precision=precision), source)
+    elif Path(source).exists():
         restored = open_model(source)
     elif source in MODELS:
         restored = open_model(model=source, offline=offline)
@@ -176,6 +180,44 @@ class Model:
             visibility=visibility,
         )
         return report
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        masks: Masks = "logits",
+        images: str | os.PathLike[str] | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Writes the model as one file for other engines, and ``MODEL.md`` beside it.
+
+        Args:
+            path: .onnx, .xml (OpenVINO) or .pt2 (``torch.export``).
+            masks: "logits", of a quarter of the image's size, or "full".
+            images: folder of images for the comparison; by default of the tabletop set.
+            verify: whether the file is compared with PyTorch.
+
+        Raises:
+            ValueError: another ending, what the format needs is not installed, or the file
+                computes something else than PyTorch.
+        """
+        from condseg.export.export import export, read_photographs
+        from condseg.export.verify import table
+
+        path = Path(path)
+        if isinstance(self.predictor, EnginePredictor):
+            raise ValueError(f"model is {self.source}, an exported file; export its checkpoint")
+        formats = {suffix: name for name, suffix in SUFFIXES.items()}
+        if path.suffix not in formats:
+            raise ValueError(f"path is {path}; a file that ends with {', '.join(formats)} allowed")
+        photographs = read_photographs(Path(images) if images else None) if verify else []
+        published = MODELS.get(self.source)
+        licence = published.licence if published else "that of the checkpoint"
+        rows = export(
+            self.predictor.restored, path, formats[path.suffix], masks, licence, photographs
+        )
+        if not all(row.passed for row in rows):
+            raise ValueError(f"{path} computes something else than PyTorch:\n{table(rows)}")
 
     def __repr__(self) -> str:
         return f"Model({', '.join(f'{key}: {value}' for key, value in self._summary().items())})"

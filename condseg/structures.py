@@ -185,11 +185,11 @@ class HeadPredictions:
         """(height, width) of each level's map."""
         return tuple((f.shape[-2], f.shape[-1]) for f in self.controller_features)
 
-    def class_scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "l k"]:
-        """Class scores, 0..1, of an image, or of pairs of image and location."""
+    def class_scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "*l k"]:
+        """Class scores, 0..1, of an image, of pairs of image and location, or of all images."""
         return self.class_logits[image, location].float().sigmoid()
 
-    def scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "l k"]:
+    def scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "*l k"]:
         """The scores by which candidates are ranked, 0..1."""
         return self.class_scores(image, location)
 
@@ -208,10 +208,10 @@ class FCOSPredictions(HeadPredictions):
 
     centerness_logits: Float[Tensor, "b l"]
 
-    def scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "l k"]:
+    def scores(self, image: Index, location: Index = slice(None)) -> Float[Tensor, "*l k"]:
         """Class score x centerness."""
         centerness = self.centerness_logits[image, location].float().sigmoid()
-        return self.class_scores(image, location) * centerness[:, None]
+        return self.class_scores(image, location) * centerness[..., None]
 
     def final_scores(self, scores: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
         """sqrt(class score x centerness)."""

@@ -10,6 +10,7 @@ ORDER = (
     "api",
     "cli",
     "training",
+    "export",
     "inference",
     "zoo",
     "models",

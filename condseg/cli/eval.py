@@ -37,15 +37,14 @@ def main(args: Sequence[str] | None = None) -> None:
         key: options.pop(key)
         for key in ("device", "score_threshold", "max_detections", "precision")
     }
-    source = {key: options.pop(key) for key in ("checkpoint", "model", "offline")}
+    source = {key: options.pop(key) for key in ("checkpoint", "model", "offline", "engine")}
     with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):
         from condseg.evaluation import Report
+        from condseg.export.predictor import open_predictor
         from condseg.inference.evaluate import evaluate, is_main_process
-        from condseg.inference.predictor import Predictor
         from condseg.inference.stages import Stages
-        from condseg.zoo.pretrained import open_model
 
-        predictor = Predictor(open_model(**source), **settings)
+        predictor = open_predictor(**source, **settings)
         stages = Stages(predictor.device)
         if is_main_process():
             print(predictor.restored)

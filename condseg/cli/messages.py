@@ -14,6 +14,9 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
+
+from condseg.export import EngineName
 
 UNKNOWN_KEY = re.compile(
     r"Group '(\S+)' does not accept option '(\S+)'"
@@ -63,6 +66,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="download no model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        help="of an exported --checkpoint (.onnx, .xml); default: by its ending",
+    )
 
 
 def one_line(message: str, keys: Iterable[str]) -> str:

@@ -62,15 +62,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in other encodings
     with user_errors("smaller images, --device cpu"):
+        from condseg.export.predictor import open_predictor
         from condseg.inference.annotate import annotate
-        from condseg.inference.predictor import Predictor
-        from condseg.zoo.pretrained import open_model
 
         results = ["coco-results"] if options.json else []
         formats = list(dict.fromkeys([*options.format, *results]))
-        restored = open_model(options.checkpoint, options.model, offline=options.offline)
-        print(restored)
-        predictor = Predictor(restored, options.device, precision=options.precision)
+        names = ("checkpoint", "model", "offline", "engine", "device", "precision")
+        predictor = open_predictor(**{name: getattr(options, name) for name in names})
+        print(predictor.restored)
         failed = annotate(
             predictor.with_options(
                 class_agnostic_nms=options.class_agnostic_nms, keep_islands=options.keep_islands

@@ -199,7 +199,7 @@ class DynamicConv2d(ConvSlot):
         self, x: Float[Tensor, "b c *s"], guide: Float[Tensor, "b g *s2"] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         kernel = self.kernels(x if guide is None else guide)
-        return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
+        return kernel, None if self.bias is None else self.bias.expand(x.shape[0], -1)
 
     def forward(
         self, x: Float[Tensor, "b c *s"], guide: Float[Tensor, "b g *s2"] | None = None

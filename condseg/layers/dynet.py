@@ -82,7 +82,7 @@ class DyNetConv2d(ExpertConv):
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             kernel = mix(self.coefficients(x), self.experts(self.weight))
-        return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
+        return kernel, None if self.bias is None else self.bias.expand(x.shape[0], -1)
 
     def heads(self) -> list[nn.Module]:
         return [self.coefficient_fn]

@@ -131,7 +131,8 @@ class ODConv2d(ExpertConv, Annealed):
             attention = self._attend(x)
             # Channel and filter attention scale the maps or the kernel, whichever is smaller. A
             # kernel that they do not scale may then be shared by all samples.
-            fold = math.prod(self.kernel_shape) < x[:1].numel()
+            small = torch.compiler.is_exporting()  # the maps' size is not known then
+            fold = small or math.prod(self.kernel_shape) < x[:1].numel()
         channel, filter_ = (None, None) if fold else (attention.channel, attention.filter)
         ones = (1,) * self.dims
         if channel is not None:
@@ -146,7 +147,7 @@ class ODConv2d(ExpertConv, Annealed):
             for rows in output_blocks(x, self.kernel_shape, self.groups):
                 with full_precision(x):
                     kernel = self._kernel(attention, fold, rows)
-                own = None if bias is None else bias[rows].expand(len(x), -1)
+                own = None if bias is None else bias[rows].expand(x.shape[0], -1)
                 parts.append(conv_per_sample(x, kernel, own, *where))
             y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if filter_ is None:
@@ -194,7 +195,7 @@ class ODConv2d(ExpertConv, Annealed):
     def kernel_and_bias(self, x: Float[Tensor, "b c *s"]) -> tuple[Tensor, Tensor | None]:
         with full_precision(x):
             kernel = self._kernel(self._attend(x), fold=True)
-        return kernel, None if self.bias is None else self.bias.expand(len(x), -1)
+        return kernel, None if self.bias is None else self.bias.expand(x.shape[0], -1)
 
     def heads(self) -> list[nn.Module]:
         heads = [*self.attention.sigmoid_heads, self.attention.kernel_fc]

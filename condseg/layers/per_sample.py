@@ -15,6 +15,7 @@ B samples, E experts, C input channels, O output channels, *k the kernel's size,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -57,6 +58,8 @@ def conv_per_sample(
         return _conv_one(x, weight[0], None if bias is None else bias[0], steps, groups)
     elif math.prod(weight.shape[3:]) == 1:
         y = _matmul_per_sample(x, weight, stride, padding, groups)
+    elif torch.compiler.is_exporting():
+        y = _unfolded_per_sample(x, weight, steps, groups)
     elif x.device.type == "cpu" and (groups == 1 or is_channels_last(x)):
         biases = [None] * batch if bias is None else bias.unbind()
         samples = zip(x.split(1), weight.unbind(), biases, strict=True)
@@ -94,6 +97,32 @@ def _matmul_per_sample(
     x = x.reshape(batch * groups, x.shape[1] // groups, -1)  # (B g, C/g, N)
     weight = weight.reshape(batch * groups, out_channels // groups, -1)  # (B g, O/g, C/g)
     return torch.bmm(weight, x).view(batch, out_channels, *size)
+
+
+def _unfolded_per_sample(x: Tensor, weight: Tensor, steps: Steps, groups: int) -> Tensor:
+    """As a sum over taps or a matrix product, for runtimes whose convolutions have fixed groups."""
+    stride, padding, dilation = steps
+    x = F.pad(x, [p for size in reversed(padding) for p in (size, size)])
+    kernel_size = weight.shape[3:]
+    sizes = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], kernel_size, stride, dilation, strict=True)
+    ]
+    taps = []
+    for tap in itertools.product(*map(range, kernel_size)):
+        axes = zip(tap, sizes, stride, dilation, strict=True)
+        of_tap = (slice(t * d, t * d + (n - 1) * s + 1, s) for t, n, s, d in axes)
+        taps.append(x[(slice(None), slice(None), *of_tap)])  # (B, C, *s_out)
+    batch, out_channels, per_group = weight.shape[0], weight.shape[1], weight.shape[2]
+    if per_group == 1 and out_channels == groups:
+        by_tap = weight.view(batch, out_channels, len(taps), *(1,) * len(sizes))
+        y = taps[0] * by_tap[:, :, 0]
+        for k, window in enumerate(taps[1:], 1):
+            y = y + window * by_tap[:, :, k]
+        return y
+    unfolded = torch.stack(taps, dim=2).reshape(batch * groups, per_group * len(taps), -1)
+    kernels = weight.reshape(batch * groups, out_channels // groups, -1)
+    return torch.bmm(kernels, unfolded).view(batch, out_channels, *sizes)
 
 
 def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar
 
@@ -118,7 +117,7 @@ class ConvSlot(nn.Module):
         reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
         if self.padding == "tf_same":
             stride = self.stride[axis]
-            reach = max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0)
+            reach = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
         return reach // 2, reach - reach // 2
 
     def _apply(self: Slot, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Slot:

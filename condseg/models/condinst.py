@@ -86,16 +86,21 @@ class CondInst(nn.Module):
                 if self.takes_depth
                 else "the batch has depth, the network takes none (model.network.depth_channels)"
             )
-        x = _zero_padding(self.backbone.normalize(images), sizes)
+        return self.dense(_zero_padding(self.backbone.normalize(images), sizes), depth)
+
+    def dense(
+        self, x: Float[Tensor, "b 3 h w"], depth: Float[Tensor, "b h w"] | None
+    ) -> DensePredictions:
+        """Dense predictions of normalized images; see :meth:`forward`."""
         maps = self.pyramid(self.backbone(x))
         head = self.head(maps)
         guide = None if self.depth_encoder is None else self.depth_encoder(depth)
         semantic = self.training and self.mask_branch.has_semantic_branch
         return DensePredictions(
             head,
-            pyramid_locations(head.level_sizes, self.pyramid.strides, images.device),
+            pyramid_locations(head.level_sizes, self.pyramid.strides, x.device),
             self.mask_branch(maps[:3], guide),
-            (images.shape[2], images.shape[3]),
+            (x.shape[2], x.shape[3]),
             self.mask_branch.semantic(maps[0]) if semantic else None,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Restored:
         data: arguments of the DataModule in training, as plain data.
         source: the file, or the name of the published model.
         steps: optimizer steps of the training; None if unknown.
+        recipe: from which the model is built, as plain data.
     """
 
     network: CondInst
@@ -72,6 +73,7 @@ class Restored:
     data: dict[str, Any]
     source: str = ""
     steps: int | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trained_on(self) -> str:
@@ -171,14 +173,41 @@ def restore_content(
     network, postprocess = build(recipe["model"])
     load_strict(network, network_state(content), source=source)
     steps = content.get("global_step")
+    known = steps if type(steps) is int else None
+    return _restored(recipe, network.eval().to(device), postprocess, source, known)
+
+
+def describe(recipe: dict[str, Any], source: str) -> Restored:
+    """Like :func:`restore`, of a recipe alone: the network has no weights (meta device).
+
+    Raises:
+        ValueError: the recipe is wrong, or of another version.
+    """
+    try:
+        check_recipe(recipe)
+        with torch.device("meta"):
+            built = build(recipe["model"])
+    except Exception as error:  # as in check_fit
+        raise _incompatible(source, error) from error
+    return _restored(recipe, *built, source)
+
+
+def _restored(
+    recipe: dict[str, Any],
+    network: CondInst,
+    postprocess: PostProcess,
+    source: str,
+    steps: int | None = None,
+) -> Restored:
     return Restored(
-        network.eval().to(device),
+        network,
         postprocess,
         recipe_categories(recipe),
         *recipe_sides(recipe),
         data=recipe.get("data", {}),
         source=source,
-        steps=steps if type(steps) is int else None,
+        steps=steps,
+        recipe=recipe,
     )
 
 

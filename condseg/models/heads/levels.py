@@ -38,22 +38,21 @@ def conv3x3_at(
 ) -> Float[Tensor, "p g"]:
     """The output of a 3x3 convolution shared by all levels, at P chosen locations only."""
     # The 3x3 windows around the locations are gathered and multiplied as one matrix.
-    channels = maps[0].shape[1]
-    rows, levels, first_location, first_row = [], [], 0, 0
+    channels, device = maps[0].shape[1], location_index.device
+    rows, corners, areas, widths, first_row = [], [], [], [], 0
     for x in maps:
         batch, _, h, w = x.shape
         rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels))
-        levels.append((first_location, first_row, (h + 2) * (w + 2), w))
-        first_location += h * w
+        down, right = torch.arange(h, device=device), torch.arange(w, device=device)
+        corners.append((first_row + down[:, None] * (w + 2) + right).flatten())
+        areas.append(torch.full_like(corners[-1], (h + 2) * (w + 2)))
+        widths.append(torch.full_like(corners[-1], w + 2))
         first_row += batch * (h + 2) * (w + 2)
-    # The level is looked up per location, so that no shape depends on the locations.
-    table = torch.tensor(levels, device=location_index.device)  # (levels, 4)
-    level = torch.bucketize(location_index, table[:, 0].contiguous(), right=True) - 1  # (P,)
-    first, start, area, width = table[level].unbind(1)  # (P,) each
-    cell = location_index - first
-    corner = start + image_index * area + cell // width * (width + 2) + cell % width  # (P,)
+    # Of each location's window: its first row in the first image, and rows from image to image.
+    corner, area, width = (torch.cat(each)[location_index] for each in (corners, areas, widths))
+    corner = corner + image_index * area  # (P,)
     step = torch.arange(3, device=width.device)
-    window = step[:, None] * (width[:, None, None] + 2) + step  # (P, 3, 3)
+    window = step[:, None] * width[:, None, None] + step  # (P, 3, 3)
     index = (corner[:, None, None] + window).flatten()  # (9 P,)
     patches = torch.cat(rows).index_select(0, index)  # (9 P, C)
     weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (G, 9 C)

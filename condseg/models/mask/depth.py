@@ -30,11 +30,23 @@ def normalized_depth(depth: Float[Tensor, "b h w"]) -> Float[Tensor, "b 2 h w"]:
     """
     measured = depth > 0
     inverse = torch.where(measured, 1 / depth, torch.nan).flatten(1)
-    away = inverse - inverse.nanmedian(1, keepdim=True).values
+    away = inverse - _nanmedian(inverse)
     spread = away.abs().nanmean(1, keepdim=True)
     # A constant depth has no spread: x is 0 there.
     x = away / spread.where(spread > 0, 1)
     return torch.stack((x.nan_to_num(0).view_as(depth), measured.to(depth.dtype)), 1)
+
+
+def _nanmedian(values: Float[Tensor, "b n"]) -> Float[Tensor, "b 1"]:
+    """Median of the numbers of each row, the lower one of two; NaN without any."""
+    if not torch.compiler.is_exporting():
+        median: Tensor = values.nanmedian(1, keepdim=True).values
+        return median
+    missing = values.isnan()  # other runtimes have no nanmedian
+    ranked = values.where(~missing, torch.inf).sort(1).values
+    count = (~missing).sum(1, keepdim=True)  # (B, 1)
+    lower = ranked.gather(1, (count - 1).clamp(min=0) // 2)
+    return lower.where(count > 0, torch.nan)
 
 
 class DepthEncoder(nn.Module):

@@ -89,7 +89,7 @@ class DynamicMaskHead(nn.Module):
         self, features: Float[Tensor, "b c h w"], queries: MaskQueries
     ) -> Float[Tensor, "p h2 w2"]:
         factor = self.feature_stride // self.out_stride
-        if len(queries.params) == 0:
+        if not torch.compiler.is_exporting() and len(queries.params) == 0:
             h, w = features.shape[-2:]
             zero = (features.sum() + queries.params.sum()) * 0  # keeps the autograd graph connected
             return features.new_zeros(0, factor * h, factor * w) + zero
