@@ -117,13 +117,14 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def silence_irrelevant_warnings() -> None:
-    """Hides Lightning's warnings and tips that no user can act on."""
+    """Hides Lightning's warnings, tips and lines that no user can act on."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # The metrics are already computed over all ranks.
-    warnings.filterwarnings("ignore", message=".*self.log\\('val/")
+    warnings.filterwarnings("ignore", message=".*self.log\\('val")
     # The frozen stages of a backbone stay in evaluation mode.
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip:" not in record.getMessage())
+    hidden = ("Tip:", "TPU available")
+    log.addFilter(lambda record: not any(text in record.getMessage() for text in hidden))

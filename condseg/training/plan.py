@@ -152,6 +152,7 @@ def describe(config: Mapping[str, Any], data: DataSummary, start: str) -> str:
     """
     trainer, of_data = config["trainer"], config["data"]
     backbone = config["model"]["network"]["backbone"]["name"]
+    sides = sorted({min(of_data["short_sides"]), max(of_data["short_sides"])})
     passes = trainer["max_steps"] * of_data["batch_size"] / data.train_images
     rows = [
         ("data", f"{data.train_images} images with objects, {data.val_images} for validation, "
@@ -160,7 +161,7 @@ def describe(config: Mapping[str, Any], data: DataSummary, start: str) -> str:
         ("model", f"CondInst on {backbone}, {start}", "--init_from, --config"),
         ("learns from", of_data["supervision"], "--data.supervision"),
         ("short side", f"{of_data['val_short_side']} in validation, "
-         f"{min(of_data['short_sides'])} to {max(of_data['short_sides'])} in training",
+         f"{' to '.join(map(str, sides))} in training",
          "--data.val_short_side, --data.short_sides"),
         ("steps", f"{trainer['max_steps']} of {of_data['batch_size']} images "
          f"({passes:.1f} times each image)", "--trainer.max_steps, --data.batch_size"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
 from support import tiny
 
-from condseg.cli.messages import one_line
+from condseg.cli.messages import one_line, silence_irrelevant_warnings
 from condseg.cli.train import CommandLine, main
 
 
@@ -119,3 +121,19 @@ def test_the_start_overrides_class_paths(tmp_path: Path, monkeypatch: pytest.Mon
     assert backbone.conv.class_path.endswith("ODConv2d")
     assert (backbone.conv.init_args.num_experts, backbone.conv.init_args.reduction) == (3, 0.5)
     assert backbone.weights is None
+
+
+def test_what_no_user_can_act_on_is_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    filters = list(log.filters)
+    with warnings.catch_warnings(record=True) as shown, caplog.at_level("INFO"):
+        silence_irrelevant_warnings()
+        for name in ("val/mask_AP", "val_mask_AP/cup"):
+            warnings.warn(
+                f"recommended to use `self.log('{name}', ..., sync_dist=True)`", stacklevel=1
+            )
+        for line in ("GPU available: False, used: False", "TPU available: False", "Tip: x"):
+            log.info(line)
+    log.filters = filters
+    assert shown == []
+    assert caplog.messages == ["GPU available: False, used: False"]
