@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support.coco import CocoSet
 
-from condseg.training.plan import DataSummary, Machine, plan
+from condseg.training.plan import DataSummary, Machine, describe, plan
 
 CPU = Machine(cores=2, gpu=False, lite_weights=True)
 SET = DataSummary(
@@ -71,3 +71,16 @@ def test_the_summary_of_a_set(tmp_path):
     train.write()
     with pytest.raises(ValueError, match="no images with objects"):
         DataSummary.of(*sets)
+
+
+@pytest.mark.parametrize(("sides", "text"), [([160, 128], "128 to 160"), ([128], "128")])
+def test_the_plan_in_words(sides, text):
+    config = plan(SET, CPU)
+    config["model"]["network"] = {"backbone": {"name": "resnet50"}}
+    config["data"]["short_sides"] = sides
+    lines = describe(config, SET, "weights imagenet").splitlines()
+    assert (
+        lines[2] == "  model       CondInst on resnet50, weights imagenet  [--init_from, --config]"
+    )
+    assert lines[4].startswith(f"  short side  320 in validation, {text} in training  [")
+    assert lines[5].startswith("  steps       272 of 4 images (8.0 times each image)  [")
