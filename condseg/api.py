@@ -39,7 +39,7 @@ def load(
     Args:
         model: path of a checkpoint or of an exported file (.onnx, .xml), or name of a published
             model, which is downloaded the first time. None: the best checkpoint of the newest run
-            under ``runs/``, or ``condinst_r50_3x`` if there is no run.
+            under ``runs/``, or ``rtmdet_ins_m`` if there is no run.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "32-true", or "bf16-mixed", which is faster on hardware with bfloat16
             instructions and less accurate.

@@ -146,7 +146,8 @@ class Locations:
     """The L locations of all pyramid levels, level after level, row-major inside a level.
 
     Attributes:
-        points: (L, 2) centers (x, y) in pixels of the network's input.
+        points: (L, 2) points (x, y) in pixels of the network's input; for CondInst, of the cells'
+            centers.
         stride: (L,) pixels between neighbors of the level.
         level: (L,) index of the pyramid level, 0 is the finest.
         size_of_interest: (L,) pixels by which relative coordinates are divided.
@@ -258,7 +259,8 @@ class MaskQueries:
 
     Attributes:
         params: (P, G) weights of all layers, then biases of all layers.
-        points: (P, 2) the location (x, y) in pixels of the input.
+        points: (P, 2) the location (x, y) in pixels of the input, relative to mask features at the
+            centers of their cells.
         size_of_interest: (P,) the pixels by which relative coordinates are divided.
         image_index: (P,) image in the batch.
     """

@@ -62,7 +62,7 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that choose the model, its device and precision."""
     parser.add_argument("--checkpoint", help="default: best of the newest run")
-    parser.add_argument("--model", help="published model; condinst_r50_3x if nothing is trained")
+    parser.add_argument("--model", help="published model; rtmdet_ins_m if nothing is trained")
     parser.add_argument("--offline", action="store_true", help="download no model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")

@@ -5,8 +5,19 @@ from collections.abc import Sequence
 from condseg.cli.messages import command_parser
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    command_parser(__doc__).parse_args(args)
+def main(args: Sequence[str] | None = None) -> int:
+    """Returns 1 if ``--check`` finds a file that cannot be downloaded, else 0."""
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="ask the servers whether they have each file"
+    )
+    if parser.parse_args(args).check:
+        from condseg.zoo.check import check_files, check_table
+
+        answers = list(check_files())
+        print(check_table(answers), end="")
+        return int(any(answer.error for answer in answers))
     from condseg.zoo.registry import tables
 
     print(tables(), end="")
+    return 0

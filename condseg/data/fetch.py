@@ -72,7 +72,7 @@ def fetch(
     """
     part = path.with_name(f"{path.name}.part")
     if size is None:
-        size = _promised_size(url, timeout)
+        size = promised_size(url, timeout)
     with part.open("a+b") as file:
         task = progress.add_task(path.name, total=size, completed=file.tell())
         if file.tell() < size:
@@ -95,7 +95,12 @@ def fetch(
     part.rename(path)
 
 
-def _promised_size(url: str, timeout: float) -> int:
+def promised_size(url: str, timeout: float = 60.0) -> int:
+    """The size in bytes that the server states for a file, which is not downloaded.
+
+    Raises:
+        DownloadError: no such file, no connection, a web page in place of the file, or no size.
+    """
     with answer(Request(url, method="HEAD"), timeout) as response:
         length = response.headers.get("Content-Length")
     if length is None:

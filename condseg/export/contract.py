@@ -56,7 +56,7 @@ def facts_of(restored: Restored, full_size: bool, licence: str) -> dict[str, str
         "max_long_side": str(restored.max_long_side),
         "colors": "RGB",
         "masks": "full size" if full_size else "logits",
-        "mask_interpolation": getattr(restored.postprocess, "mask_interpolation", "scores"),
+        "mask_interpolation": restored.postprocess.mask_interpolation,
         "mask_stride": str(restored.network.mask_head.out_stride),
         "thresholds": json.dumps({k: v.tolist() for k, v in thresholds(restored).items()}),
         "config": json.dumps(restored.recipe),

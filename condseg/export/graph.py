@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condseg.export.nms import Suppress
+from condseg.models.backbones.base import GREY
 from condseg.models.condinst import CondInst
 from condseg.models.postprocess import PostProcess
 from condseg.ops.boxes import boxes_from_ltrb
@@ -73,19 +75,31 @@ class ImagesToMasks(nn.Module):
     ) -> Outputs:
         network = self.network
         height, width = images.shape[2:]
-        rows, columns = _padded(height), _padded(width)
-        x = network.backbone.normalize(_at(images, rows, columns))
+        letterbox = network.backbone.letterbox
+        side: Any = torch.sym_max(height, width)
+        rows, columns = (_padded(side if letterbox else size) for size in (height, width))
         inside = (rows < height)[:, None] & (columns < width)
-        # Zero after the normalization, as in the training.
-        maps = x * inside, None if depth is None else _at(depth, rows, columns) * inside
-        dense = network.dense(*maps)
+        pixels = _at(images, rows, columns)
+        # As in FeatureExtractor.prepare: grey, or zero after the normalization.
+        if letterbox:
+            x = network.backbone.normalize(pixels.where(inside, GREY))
+        else:
+            x = network.backbone.normalize(pixels) * inside
+        dense = network.dense(x, None if depth is None else _at(depth, rows, columns) * inside)
         found = self._candidates(dense, score_threshold)
+        if self.postprocess.clip_before_nms:
+            found = found._replace(boxes=_clipped(found.boxes, len(columns), len(rows)))
         boxes = _clipped(found.boxes, width, height)
         labels = torch.arange(dense.head.class_logits.shape[2], device=images.device)
         image, chosen = self._choose(found, boxes, labels, nms_threshold, max_detections)
         masks = network.mask_logits(dense, image, found.locations[image, chosen])
         if mask_threshold is not None:
-            whole = aligned_upsample(masks.sigmoid(), network.mask_head.out_stride)
+            stride = network.mask_head.out_stride
+            if self.postprocess.mask_interpolation == "scores":
+                whole = aligned_upsample(masks.sigmoid(), stride)
+            else:
+                whole = F.interpolate(masks[:, None], scale_factor=stride, mode="bilinear")
+                whole = whole[:, 0].sigmoid()
             masks = whole[:, :height, :width] > mask_threshold
         at = (image, chosen)
         return Outputs(boxes[at], found.labels[at], found.scores[at], image, masks)

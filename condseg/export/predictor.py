@@ -105,7 +105,8 @@ class EnginePredictor(Predictor):
     def _paste(self, masks: torch.Tensor, info: ImageInfo) -> torch.Tensor:
         stride = int(self.engine.facts["mask_stride"])
         threshold = self.postprocess.mask_threshold
-        return paste(masks, stride, info.size, info.original_size, threshold)
+        how = (threshold, self.postprocess.mask_interpolation)
+        return paste(masks, stride, info.size, info.original_size, *how)
 
     def timed(self, stages: Stages) -> AbstractContextManager[None]:
         """The stages are "engine", the exported model, and "post-process"."""

@@ -126,8 +126,8 @@ def _by_engine(
     outputs = {name: torch.from_numpy(value) for name, value in engine(inputs).items()}
     masks = outputs["masks"]
     if engine.facts["masks"] == "logits":
-        stride, threshold = int(engine.facts["mask_stride"]), restored.postprocess.mask_threshold
-        masks = paste(masks, stride, size, size, threshold)
+        stride, post = int(engine.facts["mask_stride"]), restored.postprocess
+        masks = paste(masks, stride, size, size, post.mask_threshold, post.mask_interpolation)
     found = []
     for image in range(len(images)):
         own = outputs["image_index"] == image

@@ -11,18 +11,22 @@ from condseg.models.losses.fcos import FCOSLoss
 from condseg.models.losses.masks import MaskLoss
 from condseg.models.losses.semantic import SemanticLoss
 from condseg.models.losses.soft_labels import SoftLabelLoss
-from condseg.models.mask.branch import MaskBranch
+from condseg.models.mask.branch import ConcatMaskBranch, MaskBranch
 from condseg.models.mask.depth import DepthEncoder
 from condseg.models.mask.head import DynamicMaskHead
+from condseg.models.mask.rtmdet import RTMDetMaskHead
 from condseg.models.optimize import optimize_for_inference
 from condseg.models.postprocess import PostProcess
 from condseg.models.pyramids.bifpn import BiFPN
 from condseg.models.pyramids.fpn import FPN
+from condseg.models.pyramids.pafpn import PAFPN
 
 __all__ = [
     "FPN",
+    "PAFPN",
     "Backbone",
     "BiFPN",
+    "ConcatMaskBranch",
     "CondInst",
     "Criterion",
     "DenseHead",
@@ -34,6 +38,7 @@ __all__ = [
     "MaskLoss",
     "PostProcess",
     "RTMDetHead",
+    "RTMDetMaskHead",
     "SemanticLoss",
     "SoftLabelLoss",
     "build_condinst",

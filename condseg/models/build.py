@@ -7,9 +7,10 @@ from condseg.models.backbones.backbone import Backbone
 from condseg.models.condinst import CondInst
 from condseg.models.heads.base import HeadFactory
 from condseg.models.heads.fcos import FCOSHead
-from condseg.models.mask.branch import MaskBranch, MaskFilter
+from condseg.models.mask.branch import MaskBranch, MaskBranchFactory, MaskFilter
 from condseg.models.mask.depth import DepthEncoder
 from condseg.models.mask.head import DynamicMaskHead
+from condseg.models.mask.rtmdet import MaskHeadFactory
 from condseg.models.pyramids.base import PyramidFactory
 from condseg.models.pyramids.fpn import FPN
 
@@ -20,6 +21,8 @@ def build_condinst(
     channels: int = 256,
     pyramid: PyramidFactory = FPN,
     head: HeadFactory = FCOSHead,
+    mask_branch: MaskBranchFactory = MaskBranch,
+    mask_head: MaskHeadFactory = DynamicMaskHead,
     mask_branch_channels: int = 128,
     mask_branch_convs: int = 4,
     mask_features: int = 8,
@@ -36,10 +39,13 @@ def build_condinst(
         backbone: computes C3, C4, C5.
         num_classes: K.
         channels: of the pyramid and the head; FCOS's head supports 64, 96, 128, ...
-        pyramid: class of the feature pyramid, :class:`FPN` or :class:`BiFPN`.
+        pyramid: class of the feature pyramid, :class:`FPN`, :class:`BiFPN` or :class:`PAFPN`.
         head: class of the dense head, :class:`FCOSHead` or :class:`RTMDetHead`.
+        mask_branch: class of the mask branch, :class:`MaskBranch` or :class:`ConcatMaskBranch`.
+        mask_head: class of the dynamic mask head, :class:`DynamicMaskHead` or
+            :class:`RTMDetMaskHead`.
         mask_branch_channels: width of the mask branch.
-        mask_branch_convs: its 3x3 convolutions after the sum of the levels.
+        mask_branch_convs: its 3x3 convolutions after the levels are joined.
         mask_features: channels of the mask features.
         mask_head_channels: hidden channels of the dynamic mask head.
         mask_head_layers: its layers.
@@ -62,18 +68,21 @@ def build_condinst(
             "set mask_filter (condseg.layers.DynamicDilatedPyramid2d), or depth_channels to null"
         )
     built_pyramid = pyramid(backbone.out_channels, channels)
-    mask_head = DynamicMaskHead(
+    built_mask_head = mask_head(
         mask_features, mask_head_channels, mask_head_layers, relative_coords
     )
-    built_head = head(channels, num_classes, mask_head.num_params, len(built_pyramid.strides))
-    mask_branch = MaskBranch(
+    num_params = built_mask_head.num_params
+    built_head = head(channels, num_classes, num_params, len(built_pyramid.strides))
+    built_branch = mask_branch(
         channels,
         mask_branch_channels,
         mask_branch_convs,
         mask_features,
-        num_classes=num_classes if semantic_loss else None,
-        mask_filter=mask_filter,
-        guide_channels=depth_channels,
+        num_classes if semantic_loss else None,
+        mask_filter,
+        depth_channels,
     )
     depth_encoder = None if depth_channels is None else DepthEncoder(depth_channels)
-    return CondInst(backbone, built_pyramid, built_head, mask_branch, mask_head, depth_encoder)
+    return CondInst(
+        backbone, built_pyramid, built_head, built_branch, built_mask_head, depth_encoder
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
@@ -86,7 +85,7 @@ class CondInst(nn.Module):
                 if self.takes_depth
                 else "the batch has depth, the network takes none (model.network.depth_channels)"
             )
-        return self.dense(_zero_padding(self.backbone.normalize(images), sizes), depth)
+        return self.dense(self.backbone.prepare(images, sizes), depth)
 
     def dense(
         self, x: Float[Tensor, "b 3 h w"], depth: Float[Tensor, "b h w"] | None
@@ -98,7 +97,12 @@ class CondInst(nn.Module):
         semantic = self.training and self.mask_branch.has_semantic_branch
         return DensePredictions(
             head,
-            pyramid_locations(head.level_sizes, self.pyramid.strides, x.device),
+            pyramid_locations(
+                head.level_sizes,
+                self.pyramid.strides,
+                x.device,
+                offset=self.head.location_offset,
+            ),
             self.mask_branch(maps[:3], guide),
             (x.shape[2], x.shape[3]),
             self.mask_branch.semantic(maps[0]) if semantic else None,
@@ -111,10 +115,12 @@ class CondInst(nn.Module):
         location_index: Int64[Tensor, " p"],
     ) -> MaskQueries:
         """The inputs of the mask head for P chosen locations, each of an image, 0..L-1."""
-        features = dense.head.controller_features
+        features, points = dense.head.controller_features, dense.locations.points
+        # The mask head's pixels are the centers of the cells of P3, wherever P3's locations are.
+        center = self.mask_head.feature_stride // 2
         return MaskQueries(
             self.head.params_at(features, image_index, location_index),
-            dense.locations.points[location_index],
+            points[location_index] + (center - points[0]),
             dense.locations.size_of_interest[location_index],
             image_index,
         )
@@ -129,14 +135,3 @@ class CondInst(nn.Module):
         queries = self.queries(dense, image_index, location_index)
         logits: Tensor = self.mask_head(dense.mask_features, queries)
         return logits
-
-
-def _zero_padding(x: Float[Tensor, "b 3 h w"], sizes: Sequence[Size]) -> Float[Tensor, "b 3 h w"]:
-    """Set the padding to zero after the normalization, as in the official training."""
-    height, width = x.shape[-2:]
-    if all(size == (height, width) for size in sizes):
-        return x
-    extent = torch.tensor([list(s) for s in sizes], device=x.device)[:, :, None]  # (B, 2, 1)
-    rows = torch.arange(height, device=x.device) < extent[:, 0]  # (B, H)
-    columns = torch.arange(width, device=x.device) < extent[:, 1]  # (B, W)
-    return x * (rows[:, None, :, None] & columns[:, None, None, :])

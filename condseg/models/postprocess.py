@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from condseg.layers.parts import full_precision
 from condseg.models.losses.masks import MaskLogits
 from condseg.ops.boxes import boxes_from_ltrb
 from condseg.ops.islands import without_islands
-from condseg.ops.paste import paste
+from condseg.ops.paste import MaskInterpolation, paste
 from condseg.structures import DensePredictions, Detections, ImageInfo
 
 
@@ -53,6 +53,10 @@ class PostProcess:
         max_detections: per image; detections with the score of the last one are kept too.
         mask_threshold: score above which a pixel belongs to the mask.
         keep_islands: False removes the parts of a mask that do not touch its box.
+        mask_interpolation: "scores", as CondInst's masks are upsampled, or "logits", as
+            RTMDet-Ins's, see :data:`condseg.ops.paste.MaskInterpolation`.
+        clip_before_nms: whether boxes are clipped to the network's input before NMS, as in
+            mmdetection; to the original image they are clipped in any case.
 
     Raises:
         ValueError: a value is outside its range.
@@ -73,6 +77,8 @@ class PostProcess:
         max_detections: int = 100,
         mask_threshold: float = 0.5,
         keep_islands: bool = True,
+        mask_interpolation: MaskInterpolation = "scores",
+        clip_before_nms: bool = False,
     ) -> None:
         self.score_threshold = score_threshold
         self.candidate_threshold = candidate_threshold
@@ -83,6 +89,8 @@ class PostProcess:
         self.max_detections = max_detections
         self.mask_threshold = mask_threshold
         self.keep_islands = keep_islands
+        self.mask_interpolation = mask_interpolation
+        self.clip_before_nms = clip_before_nms
         self._check()
 
     def _check(self) -> None:
@@ -146,6 +154,8 @@ class PostProcess:
         location, label = index // scores.shape[1], index % scores.shape[1]
         ltrb = head.ltrb[image, location].float() * locations.stride[location, None]
         boxes = boxes_from_ltrb(locations.points[location], ltrb)
+        if self.clip_before_nms:
+            boxes = clip_boxes_to_image(boxes, dense.image_size)
         final = head.final_scores(scores.flatten()[index])
         if self.class_agnostic_nms:
             keep = nms(boxes, final, self.nms_threshold)
@@ -169,7 +179,9 @@ class PostProcess:
         self, logits: Float[Tensor, "d h4 w4"], info: ImageInfo, stride: int
     ) -> Bool[Tensor, "d h w"]:
         """Masks of the original size: upsampled, cropped to the image, resized, thresholded."""
-        return paste(logits.float(), stride, info.size, info.original_size, self.mask_threshold)
+        sizes = (info.size, info.original_size)
+        how = (self.mask_threshold, self.mask_interpolation)
+        return paste(logits.float(), stride, *sizes, *how)
 
 
 def postprocess_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:

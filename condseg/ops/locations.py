@@ -12,15 +12,17 @@ from condseg.structures import Locations, Size
 
 
 def level_locations(
-    size: Size, stride: int, device: torch.device | str | None = None
+    size: Size, stride: int, device: torch.device | str | None = None, offset: float = 0.5
 ) -> Float[Tensor, "l 2"]:
-    """Centers of the cells of one map: (x, y) = (j s + s // 2, i s + s // 2), row-major.
+    """One point per cell of a map: (x, y) = (j s + floor(s o), i s + floor(s o)), row-major.
+
+    With the default offset o they are the cells' centers, with 0 their corners.
 
     Source:
         FCOS (ICCV 2019), section 3.1.
     """
     y, x = (torch.arange(n, device=device, dtype=torch.float32) * stride for n in size)
-    return torch.cartesian_prod(y, x).flip(1) + stride // 2
+    return torch.cartesian_prod(y, x).flip(1) + int(stride * offset)
 
 
 def pyramid_locations(
@@ -28,6 +30,7 @@ def pyramid_locations(
     strides: Sequence[int],
     device: torch.device | str | None = None,
     sizes_of_interest: Sequence[int] | None = None,
+    offset: float = 0.5,
 ) -> Locations:
     """The locations of all levels, level after level.
 
@@ -39,6 +42,7 @@ def pyramid_locations(
         strides: pixels per cell of each level.
         device: of the result.
         sizes_of_interest: in pixels; 8 strides, as published, if not given.
+        offset: of :func:`level_locations`.
 
     Source:
         FCOS (ICCV 2019), section 3.2: 64, 128, 256, 512; CondInst divides the relative coordinates
@@ -52,8 +56,9 @@ def pyramid_locations(
         parts = zip(counts, values, strict=True)
         return torch.cat([torch.full((n,), v, dtype=dtype, device=device) for n, v in parts])
 
+    levels = zip(level_sizes, strides)  # noqa: B905
     return Locations(
-        torch.cat([level_locations(*each, device) for each in zip(level_sizes, strides)]),  # noqa: B905
+        torch.cat([level_locations(*each, device, offset) for each in levels]),
         per_location(strides),
         per_location(range(len(counts)), torch.int64),
         per_location(sizes),

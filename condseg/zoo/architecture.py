@@ -22,10 +22,10 @@ def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> d
     Raises:
         ValueError: a part is missing or unknown.
     """
-    branch_convs = _count(state, r"mask_branch\.tower\.(\d+)\.0\.weight")
-    mask_features = _shape(state, f"mask_branch.tower.{branch_convs}.weight", source)[0]
-    num_classes, channels = _shape(state, "head.class_logits.weight", source)[:2]
-    num_params = _shape(state, "head.controller.weight", source)[0]
+    branch_convs = count(state, r"mask_branch\.tower\.(\d+)\.0\.weight")
+    mask_features = shape_of(state, f"mask_branch.tower.{branch_convs}.weight", source)[0]
+    num_classes, channels = shape_of(state, "head.class_logits.weight", source)[:2]
+    num_params = shape_of(state, "head.controller.weight", source)[0]
     return {
         "backbone": _backbone(state, style, source),
         "num_classes": num_classes,
@@ -35,10 +35,10 @@ def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> d
             "class_path": "condseg.models.FCOSHead",
             "init_args": {"tower_convs": _tower_convs(state)},
         },
-        "mask_branch_channels": _shape(state, "mask_branch.refine.0.0.weight", source)[0],
+        "mask_branch_channels": shape_of(state, "mask_branch.refine.0.0.weight", source)[0],
         "mask_branch_convs": branch_convs,
         "mask_features": mask_features,
-        **_mask_head(num_params, mask_features, source),
+        **mask_head_arguments(num_params, mask_features, source),
         "semantic_loss": "mask_branch.semantic_logits.weight" in state,
     }
 
@@ -46,7 +46,7 @@ def network_arguments(state: Mapping[str, Tensor], style: str, source: str) -> d
 def _backbone(state: Mapping[str, Tensor], style: str, source: str) -> dict[str, Any]:
     prefix = "backbone.network."
     depths = tuple(
-        _count(state, rf"backbone\.network\.layer{stage}\.(\d+)\.conv1\.weight")
+        count(state, rf"backbone\.network\.layer{stage}\.(\d+)\.conv1\.weight")
         for stage in (1, 2, 3, 4)
     )
     expansion = 4 if f"{prefix}layer1.0.conv3.weight" in state else 1
@@ -56,8 +56,8 @@ def _backbone(state: Mapping[str, Tensor], style: str, source: str) -> dict[str,
                 "name": name,
                 "weights": None,
                 "style": style,
-                "width": _shape(state, f"{prefix}layer1.0.conv1.weight", source)[0],
-                "stem_width": _shape(state, f"{prefix}conv1.weight", source)[0],
+                "width": shape_of(state, f"{prefix}layer1.0.conv1.weight", source)[0],
+                "stem_width": shape_of(state, f"{prefix}conv1.weight", source)[0],
                 **_deformable(state, prefix),
             }
     raise ValueError(
@@ -74,7 +74,7 @@ def _deformable(state: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
 
 
 def _pyramid(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    repeats = _count(state, r"pyramid\.blocks\.(\d+)\.weights\.0")
+    repeats = count(state, r"pyramid\.blocks\.(\d+)\.weights\.0")
     if repeats:
         init_args = {"num_repeats": repeats}
         return {"class_path": "condseg.models.BiFPN", "init_args": init_args}
@@ -86,7 +86,7 @@ def _tower_convs(state: Mapping[str, Tensor]) -> int:
     return sum(pattern.fullmatch(key) is not None and t.ndim == 4 for key, t in state.items())
 
 
-def _mask_head(num_params: int, mask_features: int, source: str) -> dict[str, Any]:
+def mask_head_arguments(num_params: int, mask_features: int, source: str) -> dict[str, Any]:
     """The arguments of a mask head of three layers with G parameters.
 
     With c hidden channels and i inputs, G = i c + c + c^2 + c + c + 1; i is the number of mask
@@ -107,11 +107,13 @@ def _mask_head(num_params: int, mask_features: int, source: str) -> dict[str, An
     )
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different texts the pattern's group matches in the names."""
     return len({match[1] for key in state if (match := re.fullmatch(pattern, key))})
 
 
-def _shape(state: Mapping[str, Tensor], key: str, source: str) -> tuple[int, ...]:
+def shape_of(state: Mapping[str, Tensor], key: str, source: str) -> tuple[int, ...]:
+    """The shape of a tensor; ValueError if it is missing."""
     if key not in state:
         raise ValueError(f"weights: {source}: no tensor corresponds to {key}")
     return tuple(state[key].shape)

@@ -11,6 +11,7 @@ from torch import Tensor
 from condseg.zoo.adelaidet import convert_adelaidet
 from condseg.zoo.architecture import network_arguments
 from condseg.zoo.mmdetection import convert_mmdetection
+from condseg.zoo.rtmdet import POSTPROCESS, convert_rtmdet, rtmdet_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,14 @@ class Detector:
         network: arguments of ``build_condinst``, plain data.
         postprocess: arguments of ``PostProcess``, plain data.
         state: all tensors of the network.
+        sides: pixels of the short side of an image at evaluation, and max of the long side.
     """
 
     source: str
     network: dict[str, Any]
     postprocess: dict[str, Any]
     state: dict[str, Tensor]
+    sides: tuple[int, int] = (800, 1333)
 
 
 def import_detector(state: Mapping[str, Tensor], source: str) -> Detector:
@@ -37,9 +40,14 @@ def import_detector(state: Mapping[str, Tensor], source: str) -> Detector:
     final scores are the squares of condseg's, in the same order.
 
     Raises:
-        ValueError: not a CondInst or BoxInst of a supported project; the message says what the
-            file seems to be.
+        ValueError: not a CondInst, BoxInst or RTMDet-Ins of a supported project; the message says
+            what the file seems to be.
     """
+    if any(key.startswith("bbox_head.rtm_kernel.") for key in state):
+        of = f"mmdetection's {source}"
+        renamed = convert_rtmdet(state, of)
+        network = rtmdet_arguments(renamed, of)
+        return Detector("mmdetection", network, dict(POSTPROCESS), renamed, (640, 640))
     if any(key.startswith("proposal_generator.fcos_head.") for key in state):
         project, style, postprocess = "AdelaiDet", "caffe", {}
         renamed = convert_adelaidet(state)
@@ -59,9 +67,15 @@ def _what_else(state: Mapping[str, Tensor]) -> str:
         return "already a checkpoint of condseg"
     if any(key.startswith(("roi_head.", "rpn_head.")) for key in state):
         return f"another detector, of which only the backbone is supported: {by_itself}"
+    if any(key.startswith("bbox_head.rtm_cls.") for key in state):
+        return (
+            "an RTMDet that detects boxes alone (it has no bbox_head.rtm_kernel); wanted is an "
+            f"RTMDet-Ins, of which rtmdet_ins_m is one. Of this file, the backbone is supported: "
+            f"{by_itself}"
+        )
     if {"fc.weight", "classifier.weight", "classifier.1.weight"} & state.keys():
         return f"a classifier; {by_itself}"
     return (
-        "not a CondInst or BoxInst of AdelaiDet or mmdetection; its tensors are "
+        "not a CondInst, BoxInst or RTMDet-Ins of AdelaiDet or mmdetection; its tensors are "
         f"{', '.join(list(state)[:3])}, ..."
     )

@@ -18,7 +18,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils.tqdm import tqdm
 
-from condseg.data.fetch import DownloadError, fetch, locked, progress_bars
+from condseg.data.fetch import DownloadError, fetch, locked, progress_bars, promised_size
 from condseg.models.backbones.files import check_sha256, sha256_in_name
 from condseg.zoo.registry import MODELS, PublishedModel, unknown_model
 
@@ -45,7 +45,10 @@ def fetch_model(name: str, *, offline: bool = False) -> Path:
         return path
     if offline:
         cache = constants.HF_HUB_CACHE if model.on_hub else _torch_cache(model).parent
-        raise ValueError(f"{name} is not in {cache}; without --offline it is downloaded there")
+        raise ValueError(
+            f"{name} is not in {cache}; without --offline it is downloaded there. Without a "
+            f"network, download {address(model)} elsewhere and {_by_hand(model)}"
+        )
     path = _download(model)
     try:
         _check(path, "it was not kept; is it a login page, or does the mirror have another file?")
@@ -54,6 +57,28 @@ def fetch_model(name: str, *, offline: bool = False) -> Path:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def address(model: PublishedModel) -> str:
+    """The address of a model's file."""
+    if model.on_hub:
+        return hf_hub_url(model.folder, model.file)
+    return f"{model.folder}/{model.file}"
+
+
+def size_of(model: PublishedModel, timeout: float = 60.0) -> int:
+    """The size in bytes that the server states for a model's file.
+
+    Raises:
+        Exception: of many types, also if the server states none.
+    """
+    url = address(model)
+    if not model.on_hub:
+        return promised_size(url, timeout)
+    promised = get_hf_file_metadata(url, timeout=timeout)  # the download would retry if offline
+    if promised.size is None or not re.fullmatch("[0-9a-f]{64}", promised.etag or ""):
+        raise DownloadError("the server sends no size and SHA-256 of the file; it is no hub")
+    return promised.size
 
 
 def _cached(model: PublishedModel) -> Path | None:
@@ -85,33 +110,35 @@ def _check(path: Path, cure: str) -> None:
 
 
 def _download(model: PublishedModel) -> Path:
-    on_hub, file = model.on_hub, model.file
-    url = hf_hub_url(model.folder, file) if on_hub else f"{model.folder}/{file}"
+    url = address(model)
     print(f"{model.name}: weights of {model.project}, {model.licence}", file=sys.stderr)
-    print(f"downloading {url}", file=sys.stderr)
     try:
-        if on_hub:
-            return _from_hub(model, url)
+        size = size_of(model)
+        print(f"downloading {size / 1e6:.1f} MB from {url}", file=sys.stderr)
+        if model.on_hub:
+            return _from_hub(model, size)
         path = _torch_cache(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f".{path.name}.lock")), progress_bars() as progress:
             if not path.exists():
-                fetch(url, path, ("sha256", sha256_in_name(path)), progress)
+                fetch(url, path, ("sha256", sha256_in_name(path)), progress, size=size)
         return path
     except Exception as error:  # the clients raise many types, not all of them OSError
         reason = " ".join(str(error.__cause__ or error).removeprefix(f"{url}: ").split())[:200]
         raise ValueError(
             f"{url} cannot be downloaded ({reason}); try again, or download the file by other "
-            "means and convert it with tools/convert.py"
+            f"means and {_by_hand(model)}"
         ) from error
 
 
-def _from_hub(model: PublishedModel, url: str) -> Path:
-    promised = get_hf_file_metadata(url)  # fails at once if offline; the download would retry
-    if promised.size is None or not re.fullmatch("[0-9a-f]{64}", promised.etag or ""):
-        raise DownloadError("the server sends no size and SHA-256 of the file; it is no hub")
-    limit = promised.size
+def _by_hand(model: PublishedModel) -> str:
+    """What to do with a file that was downloaded by other means."""
+    if model.on_hub:
+        return "convert it with tools/convert.py"
+    return f"put it at {_torch_cache(model)}, or convert it with tools/convert.py"
 
+
+def _from_hub(model: PublishedModel, limit: int) -> Path:
     class LimitedBar(tqdm):
         """The client tells its bar of each chunk before it writes the chunk."""
 

@@ -46,7 +46,7 @@ def convert(path: str | Path, annotations: str | Path | None = None) -> dict[str
     """Converts another project's checkpoint.
 
     Args:
-        path: a CondInst or BoxInst of AdelaiDet or mmdetection.
+        path: a CondInst or BoxInst of AdelaiDet or mmdetection, or its RTMDet-Ins.
         annotations: COCO json with the classes it was trained on. Without one, 80 classes are
             COCO's, and other classes are numbered.
 
@@ -68,8 +68,8 @@ def convert(path: str | Path, annotations: str | Path | None = None) -> dict[str
         RECIPE: {
             "model": model,
             "categories": [{"id": c.id, "name": c.name} for c in categories],
-            "short_side": 800,
-            "max_long_side": 1333,
+            "short_side": detector.sides[0],
+            "max_long_side": detector.sides[1],
             "data": {"root": "data/coco"},
         },
         "source": detector.source,

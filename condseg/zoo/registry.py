@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-DEFAULT_MODEL = "condinst_r50_3x"
+DEFAULT_MODEL = "rtmdet_ins_m"
+"""Of the models that may be used freely, the one in the middle."""
 _OPENMMLAB = "https://download.openmmlab.com/mmdetection/v3.0"
-_DRIVE = "https://drive.google.com/file/d"
+DRIVE = "https://drive.google.com/file/d"
 
 LICENCES = {
     "AdelaiDet": "for non-commercial use only, "
@@ -50,8 +51,11 @@ class PublishedModel:
 
 
 def _adelaidet(original: str, box_ap: float, mask_ap: float) -> PublishedModel:
-    """``CondInst_MS_R_50_3x_sem`` is condinst_r50_3x_sem, trained by condinst_r50_sem.yaml."""
-    name = original.replace("_MS_R_", "_r").lower()
+    """``CondInst_MS_R_50_3x_sem`` is condinst_r50_3x_sem, trained by condinst_r50_sem.yaml.
+
+    One file has no ``MS_`` in its name.
+    """
+    name = original.replace("_MS_", "_").replace("_R_", "_r").lower()
     repository = f"tianzhi/AdelaiDet-{original.partition('_')[0]}"
     config = re.sub(r"_[13]x", "", name) + ".yaml"
     file = f"{original}.pth"
@@ -68,9 +72,23 @@ def _mmdetection(stem: str, box_ap: float, mask_ap: float) -> PublishedModel:
     )
 
 
+def _rtmdet(
+    size: str, stem: str, box_ap: float, mask_ap: float, batch: str = "8xb32"
+) -> PublishedModel:
+    """``stem`` is the date, time and digits of the SHA-256 of mmdetection's file."""
+    original, name = f"rtmdet-ins_{size}_{batch}-300e_coco", f"rtmdet_ins_{size}"
+    folder, file = f"{_OPENMMLAB}/rtmdet/{original}", f"{original}_{stem}.pth"
+    return PublishedModel(name, f"{name}.yaml", "mmdetection", folder, file, box_ap, mask_ap)
+
+
 MODELS = {
     model.name: model
     for model in (
+        _rtmdet("tiny", "20221130_151727-ec670f7e", 40.5, 35.4),
+        _rtmdet("s", "20221121_212604-fdc5d7ec", 44.0, 38.7),
+        _rtmdet("m", "20221123_001039-6eba602e", 48.8, 42.1),
+        _rtmdet("l", "20221124_103237-78d1d652", 51.2, 43.7),
+        _rtmdet("x", "20221124_111313-33d4595b", 52.4, 44.6, batch="8xb16"),
         _adelaidet("CondInst_MS_R_50_1x", 39.7, 35.7),
         _adelaidet("CondInst_MS_R_50_3x", 41.9, 37.5),
         _adelaidet("CondInst_MS_R_101_3x", 43.3, 38.6),
@@ -80,7 +98,7 @@ MODELS = {
         _adelaidet("CondInst_MS_R_50_BiFPN_3x", 44.3, 38.9),
         _adelaidet("CondInst_MS_R_50_BiFPN_3x_sem", 44.7, 39.4),
         _adelaidet("CondInst_MS_R_101_BiFPN_3x", 45.3, 39.6),
-        _adelaidet("CondInst_MS_R_101_BiFPN_3x_sem", 45.7, 40.2),
+        _adelaidet("CondInst_R_101_BiFPN_3x_sem", 45.7, 40.2),
         _adelaidet("BoxInst_MS_R_50_1x", 39.4, 30.7),
         _adelaidet("BoxInst_MS_R_50_3x", 41.5, 31.8),
         _adelaidet("BoxInst_MS_R_101_1x", 41.4, 32.2),
@@ -136,7 +154,7 @@ def tables() -> str:
         "| backbone | experts | ImageNet top-1 | file |",
         "|---|---|---|---|",
         *(
-            f"| `{name}` | {experts} | {top1 or 'of Mask R-CNN'} | [page]({_DRIVE}/{key}/view) |"
+            f"| `{name}` | {experts} | {top1 or 'of Mask R-CNN'} | [page]({DRIVE}/{key}/view) |"
             for name, experts, key, top1 in BACKBONES
         ),
     ]

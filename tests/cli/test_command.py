@@ -60,6 +60,6 @@ def test_a_command_by_a_script(name: str, monkeypatch) -> None:
 
 def test_as_a_module(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["condseg", "models"])
-    with pytest.raises(SystemExit, match="None"):
+    with pytest.raises(SystemExit, match="0"):
         runpy.run_module("condseg", run_name="__main__")
-    assert "condinst_r50_3x" in capsys.readouterr().out
+    assert "rtmdet_ins_m" in capsys.readouterr().out

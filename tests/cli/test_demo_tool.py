@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.annotate import output_paths
 from condseg.inference.sources import Source, find_inputs
 from condseg.training.callbacks import ValidationImages
+from condseg.zoo.registry import DEFAULT_MODEL, MODELS
 
 
 @pytest.fixture
@@ -123,10 +125,12 @@ def test_a_users_error_is_one_line_and_code_2(folder, capsys, args, message):
     assert message in tiny.error(main, args, capsys)
 
 
-def test_without_a_checkpoint_the_message_says_how_to_get_one(folder, capsys):
+def test_without_a_checkpoint_the_message_says_how_to_get_one(folder, monkeypatch, capsys):
     Path("runs").rename("elsewhere")
+    nowhere = replace(MODELS[DEFAULT_MODEL], folder="http://127.0.0.1:9")
+    monkeypatch.setitem(MODELS, DEFAULT_MODEL, nowhere)
     message = tiny.error(main, ["a/x.jpg"], capsys)
-    assert "condinst_r50_3x is not available: http://127.0.0.1:9" in message
+    assert "rtmdet_ins_m is not available: http://127.0.0.1:9" in message
     assert "tools/train.py --config quickstart.yaml" in message
 
 

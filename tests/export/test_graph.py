@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support.networks import each_head, noise, randomize_norms, tiny_condinst
+from support.networks import RTMDET, each_head, noise, randomize_norms, tiny_condinst
 from torch import Tensor
 
 from condseg.export.contract import OUTPUTS
@@ -13,7 +13,7 @@ from condseg.export.graph import ImagesToMasks, Outputs
 from condseg.export.nms import onnx_nms, torch_nms
 from condseg.export.prepare import prepared
 from condseg.layers import per_sample
-from condseg.models import Backbone, PostProcess
+from condseg.models import PAFPN, Backbone, ConcatMaskBranch, PostProcess, RTMDetMaskHead
 from condseg.structures import Detections, ImageInfo
 
 SIZE = (70, 101)
@@ -141,3 +141,23 @@ def test_same_padding_does_not_depend_on_the_size() -> None:
     images = noise(1, (64, 96))
     expected, found = (n(images, [(64, 96)]) for n in (network, exported))
     torch.testing.assert_close(found.mask_features, expected.mask_features, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_letterbox_and_masks_of_rtmdet(full: bool) -> None:
+    """Grey squares, boxes clipped before NMS, and logits that are interpolated."""
+    parts = {"pyramid": PAFPN, "mask_branch": ConcatMaskBranch, "mask_head": RTMDetMaskHead}
+    backbone = Backbone("cspnext_tiny", None, norm="batch", freeze_stages=0, letterbox=True)
+    network = network_of(backbone=backbone, **RTMDET | parts)
+    post = PostProcess(0.2, clip_before_nms=True, mask_interpolation="logits", max_detections=20)
+    images = noise(2, SIZE)
+    expected = eager(network, post, images)
+    found = run(network, post, torch_nms, images, torch.tensor(0.5) if full else None)
+    assert len(found.scores) > 10
+    assert_equal(found, expected)
+    if full:
+        masks = torch.cat([each.masks for each in expected])
+        assert found.masks.shape == masks.shape
+        assert found.masks.float().mean() == pytest.approx(masks.float().mean().item(), abs=1e-3)
+    else:
+        assert found.masks.shape[1:] == (16, 16)  # of 128 x 128 pixels

@@ -21,6 +21,7 @@ from condseg.models.backbones.resnet import BLOCKS, ResNet
 
 lite = functools.partial(Backbone, "tf_efficientnet_lite0")
 convnext = functools.partial(Backbone, "convnext_atto")
+csp = functools.partial(Backbone, "cspnext_tiny")
 OD1, OD4 = (functools.partial(ODConv2d, num_experts=n) for n in (1, 4))
 
 
@@ -36,6 +37,7 @@ def backward(backbone: Backbone, images: Tensor) -> None:
         ("resnet50", (512, 1024, 2048)),
         ("tf_efficientnet_lite0", (40, 112, 320)),
         ("timm:resnet18", (128, 256, 512)),
+        ("cspnext_tiny", (96, 192, 384)),
         ("convnext_atto", (80, 160, 320)),
         ("mobilenetv3_small_050", (16, 24, 288)),
     ],
@@ -85,9 +87,31 @@ def test_normalization_is_that_of_the_weights() -> None:
         (tiny_backbone(), [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, -0.406 / 0.225]),
         (tiny_backbone(style="caffe"), [-103.53, 128 - 116.28, 255 - 123.675]),
         (lite(weights=None), [1.0, 0.5 / 127.5, -1.0]),
+        (csp(weights=None), [-103.53 / 57.375, 11.72 / 57.12, (255 - 123.675) / 58.395]),
     ):
         normalized = backbone.normalize(image).flatten()
         torch.testing.assert_close(normalized, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_letterbox_pads_with_grey(training: bool) -> None:
+    images, sizes = noise(2, (64, 96)), [(64, 96), (50, 70)]
+    backbone = csp(weights=None, letterbox=True).train(training)
+    x = backbone.prepare(images, sizes)
+    assert x.shape == (2, 3, 64 if training else 96, 96)
+    expected = torch.full((2, 3, 96, 96), 114, dtype=torch.uint8)
+    for image, whole, (h, w) in zip(images, expected, sizes, strict=True):
+        whole[:, :h, :w] = image[:, :h, :w]
+    torch.testing.assert_close(x, backbone.normalize(expected)[:, :, : x.shape[2]])
+
+
+def test_without_letterbox_the_padding_is_zero() -> None:
+    images, backbone = noise(1, (64, 96)), tiny_backbone()
+    x = backbone.prepare(images, [(50, 70)])
+    assert x.shape == (1, 3, 64, 96)
+    assert not x[:, :, 50:].any()
+    assert not x[:, :, :, 70:].any()
+    torch.testing.assert_close(x[..., :50, :70], backbone.normalize(images)[..., :50, :70])
 
 
 @pytest.mark.parametrize(
@@ -95,9 +119,10 @@ def test_normalization_is_that_of_the_weights() -> None:
     [
         (tiny_backbone, ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")),
         (lite, ("conv_stem bn1 blocks.0", "blocks.1", "blocks.2", "blocks.3 blocks.4", "blocks.5")),
+        (csp, ("stem", "stage1", "stage2", "stage3", "stage4")),
         (convnext, ("", "stem_0 stem_1 stages_0", "stages_1", "stages_2", "stages_3")),
     ],
-    ids=["resnet18", "efficientnet", "convnext"],
+    ids=["resnet18", "efficientnet", "cspnext", "convnext"],
 )
 @pytest.mark.parametrize("freeze_stages", [0, 2, 4])
 def test_frozen_stages(

@@ -79,16 +79,16 @@ def test_channels_that_fcos_does_not_support(channels: int) -> None:
 tiny_rtmdet = partial(RTMDetHead, 8, 3, 169, tower_convs=1)
 
 
-def test_levels_of_rtmdet_share_convolutions_alone() -> None:
+def test_levels_of_rtmdet_share_the_convolutions_of_classes_and_boxes() -> None:
     with torch.device("meta"):
         head = RTMDetHead(256, 80, 169)
-    towers = [head.class_tower, head.box_tower, head.kernel_tower]
-    convolutions = sum(p.numel() for t in towers for p in t.convs.parameters())
-    norms = sum(p.numel() for t in towers for p in t.norms.parameters())
-    assert convolutions == 3 * 2 * 256 * 256 * 9
-    assert norms == 3 * 2 * 3 * 2 * 256
+    towers = [head.tower, head.kernel_tower]
+    convolutions = [sum(p.numel() for p in tower.convs.parameters()) for tower in towers]
+    norms = sum(p.numel() for tower in towers for p in tower.norms.parameters())
+    assert convolutions == [2 * 256 * 256 * 9, 3 * 2 * 256 * 256 * 9]
+    assert norms == 2 * 2 * 3 * 2 * 256
     outputs = 3 * (80 + 4 + 169) * 257
-    assert sum(p.numel() for p in head.parameters()) == convolutions + norms + outputs
+    assert sum(p.numel() for p in head.parameters()) == sum(convolutions) + norms + outputs
 
 
 def test_rtmdet_starts_with_boxes_of_two_strides_and_low_scores() -> None:
@@ -102,6 +102,6 @@ def test_rtmdet_starts_with_boxes_of_two_strides_and_low_scores() -> None:
 def test_levels_of_rtmdet_have_their_own_statistics() -> None:
     head = tiny_rtmdet().train()
     head([x + shift for x, shift in zip(maps_of(8), (0.0, 5.0, 9.0), strict=True)])
-    means = [norms[0].running_mean for norms in head.class_tower.norms]
+    means = [norms[0].running_mean for norms in head.tower.norms]
     assert not torch.allclose(means[0], means[1])
     assert not torch.allclose(means[1], means[2])

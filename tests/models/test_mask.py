@@ -7,11 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies.published import published_form
-from support.networks import SIZE, noise, tiny_condinst
+from support.networks import RTMDET, SIZE, noise, tiny_condinst
 from torch import Tensor, nn
 
 from condseg.layers import DynamicDilatedPyramid2d
-from condseg.models import DepthEncoder, DynamicMaskHead, MaskBranch
+from condseg.models import (
+    ConcatMaskBranch,
+    DepthEncoder,
+    DynamicMaskHead,
+    MaskBranch,
+    RTMDetMaskHead,
+)
 from condseg.models.mask.depth import normalized_depth
 from condseg.structures import MaskQueries
 
@@ -80,6 +86,47 @@ def test_mask_branch_without_norm_and_with_filter() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
     assert plain(maps).shape == (1, 5, 8, 8)
     assert MaskBranch(6, 8, 1, 5, mask_filter=DynamicDilatedPyramid2d)(maps).shape == (1, 5, 8, 8)
+
+
+def test_levels_are_concatenated() -> None:
+    maps = [torch.randn(2, 6, 2 * s, 3 * s) for s in (4, 2, 1)]
+    branch = ConcatMaskBranch(6, 8, 1, 5).eval()
+    up = [nn.Upsample(size=(8, 12), mode="bilinear")(x) for x in maps]
+    x = torch.einsum("oi,bihw->bohw", branch.refine.weight[..., 0, 0], torch.cat(up, 1))
+    x = x + branch.refine.bias[:, None, None]
+    assert [type(layer) for layer in branch.tower[0]][1:] == [nn.BatchNorm2d, nn.SiLU]
+    torch.testing.assert_close(branch(maps), branch.tower(x))
+    guided = ConcatMaskBranch(6, 8, 1, 5, mask_filter=DynamicDilatedPyramid2d)
+    assert guided(maps).shape == (2, 5, 8, 12)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_rtmdet_upsamples_in_training_alone(count: int) -> None:
+    head, maps = RTMDetMaskHead().train(), torch.randn(1, 8, 4, 5)
+    queries = queries_of(torch.randn(count, 169), 40, torch.zeros(count, dtype=torch.int64))
+    small = DynamicMaskHead(out_stride=8)(maps, queries)
+    torch.testing.assert_close(head.eval()(maps, queries), small)
+    large = head.train()(maps, queries)
+    assert large.shape == (count, 8, 10)
+    expected = nn.Upsample(scale_factor=2, mode="bilinear")(small[:, None])[:, 0]
+    torch.testing.assert_close(large, expected)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_masks_are_relative_to_the_locations(
+    offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mask = f((q - x) / 8 s, ...) with q, x both corners or both centers of cells."""
+    network = tiny_condinst(**RTMDET).eval()
+    monkeypatch.setattr(network.head, "location_offset", offset)
+    with torch.no_grad():
+        dense = network(noise(1), [SIZE])
+    index = torch.tensor([0, 13, 12 * 8 + 7, 12 * 8 + 6 * 4 + 4])
+    queries = network.queries(dense, torch.zeros_like(index), index)
+    stride = dense.locations.stride[index]
+    cells = torch.tensor([[0, 0], [1, 1], [1, 1], [1, 1]])
+    expected = cells * stride[:, None] + (stride[:, None] - 8) * offset + 4
+    assert torch.equal(queries.points, expected)
 
 
 def depth_maps(seed: int = 0) -> Tensor:

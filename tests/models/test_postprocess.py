@@ -11,7 +11,7 @@ from condseg.models import PostProcess
 from condseg.models.postprocess import postprocess_arguments
 from condseg.ops.islands import without_islands
 from condseg.ops.locations import pyramid_locations
-from condseg.structures import DensePredictions, FCOSPredictions, ImageInfo
+from condseg.structures import DensePredictions, FCOSPredictions, HeadPredictions, ImageInfo
 
 
 @each_head
@@ -57,6 +57,18 @@ def test_detections_that_tie_with_the_last_are_kept() -> None:
     head = FCOSPredictions(torch.zeros(1, count, 1), ltrb, maps, torch.zeros(1, count))
     dense = DensePredictions(head, locations, maps[0], (32, 32))
     assert len(PostProcess(max_detections=5).candidates(dense, 0).scores) == count
+
+
+def test_boxes_clipped_before_nms_overlap_more() -> None:
+    """Two boxes with an IoU of 0.5; inside of the image they are the same."""
+    maps = [torch.zeros(1, 1, 1, 2)]
+    head = HeadPredictions(
+        torch.tensor([[[2.0], [1.0]]]), torch.tensor([[[0.5] * 4, [1.5, 0.5, 1.5, 0.5]]]), maps
+    )
+    dense = DensePredictions(head, pyramid_locations([(1, 2)], (8,)), maps[0], (8, 8))
+    assert len(PostProcess(nms_threshold=0.6).candidates(dense, 0).boxes) == 2
+    found = PostProcess(nms_threshold=0.6, clip_before_nms=True).candidates(dense, 0)
+    assert found.boxes.tolist() == [[0, 0, 8, 8]]
 
 
 @each_head

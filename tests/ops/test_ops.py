@@ -62,6 +62,8 @@ def test_locations_are_centres_of_cells() -> None:
     assert locations.stride.tolist() == [8] * 6 + [16]
     assert locations.size_of_interest.tolist() == [64] * 6 + [128]
     assert locations.regression_range.tolist() == [[-1, 64]] * 6 + [[64, 1e8]]
+    corners = pyramid_locations([(2, 3), (1, 1)], [8, 16], offset=0.0)
+    assert corners.points.tolist() == [[0, 0], [8, 0], [16, 0], [0, 8], [8, 8], [16, 8], [0, 0]]
 
 
 def test_sample_at_stride() -> None:

@@ -65,3 +65,19 @@ def test_an_image_of_usual_size() -> None:
     args = (logits, 4, (400, 600), (427, 640), 0.5)
     assert 0.05 < paste(*args).float().mean() < 0.6
     check(*args)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.0, 1.0])
+def test_logits_are_interpolated_as_by_torch(threshold: float) -> None:
+    blobs = torch.randn(5, 1, 6, 8, generator=torch.Generator().manual_seed(2)) * 3
+    logits = F.interpolate(blobs, (20, 28), mode="bicubic")[:, 0]
+    large = F.interpolate(logits[None], scale_factor=8, mode="bilinear")[..., :150, :222]
+    large = F.interpolate(large, (300, 444), mode="bilinear")[0]
+    ours = paste(logits, 8, (150, 222), (300, 444), threshold, "logits")
+    unclear = (large.sigmoid() - threshold).abs() < 1e-5
+    assert torch.equal(ours | unclear, (large.sigmoid() > threshold) | unclear)
+    if threshold in (0.3, 0.5):
+        assert 0.2 < ours.float().mean() < 0.8
+        assert unclear.float().mean() < 1e-3
+        of_scores = paste(logits, 8, (150, 222), (300, 444), threshold)
+        assert (ours != of_scores).float().mean() > 0.01

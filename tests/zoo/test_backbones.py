@@ -7,11 +7,13 @@ import torch
 from support import foreign
 from support.key_lists import needs_key_lists, read
 from support.networks import tiny_backbone
+from support.rtmdet_tensors import checkpoint
 from torchvision.models import mobilenet_v2
 
-from condseg.layers import ODConv2d
+from condseg.layers import DeformConv2d, ODConv2d
 from condseg.layers.networks import od_resnet18
 from condseg.models.backbones.backbone import Backbone
+from condseg.models.pyramids.bifpn import BiFPN
 
 
 @needs_key_lists
@@ -84,6 +86,34 @@ def test_a_detectors_backbone(tmp_path, project):
     backbone = tiny_backbone(weights=path, style=style)
     states = (dict(b.state_dict()) for b in (backbone, network.backbone))
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_the_backbone_below_a_bifpn(tmp_path, caplog):
+    """Deformable in every second block; the pyramid's first level is in the same module."""
+    where = ["layer2.0.conv2", "layer3.1.conv2"]
+    options = {"style": "caffe", "conv": DeformConv2d, "where": where}
+    source = tiny_backbone(**options)
+    for name in where:
+        torch.nn.init.normal_(source.network.get_submodule(f"{name}.offset").weight)
+    network = foreign.small_network(backbone=source, pyramid=BiFPN)
+    state = foreign.adelaidet(network)
+    path = foreign.save({"model": state}, tmp_path / "x.pth")
+    with caplog.at_level("INFO"):
+        backbone = tiny_backbone(weights=path, **options)
+    assert "backbone.bottom_up.res6.reduction.weight left out: outside" in caplog.text
+    states = (dict(b.state_dict()) for b in (backbone, source))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"conv must say which .* condseg.layers.DeformConv2d"):
+        tiny_backbone(weights=path, style="caffe")
+
+
+def test_the_backbone_of_rtmdet(tmp_path):
+    state = checkpoint("tiny")
+    path = foreign.save({"state_dict": state}, tmp_path / "x.pth")
+    for content in (path, foreign.save({k: v for k, v in state.items() if "backbone" in k}, path)):
+        backbone = Backbone("cspnext_tiny", content, norm="batch")
+        for name, tensor in backbone.network.state_dict().items():
+            assert torch.equal(tensor, state[f"backbone.{name}"]), name
 
 
 def test_the_second_recipe_is_torchvisions():

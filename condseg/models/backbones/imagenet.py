@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-from condseg.models.backbones.files import check_sha256, read_state
+from condseg.models.backbones.files import check_sha256, read_state, sha256_in_name
 
+_CSPNEXT = "https://download.openmmlab.com/mmdetection/v3.0/rtmdet/cspnext_rsb_pretrain"
+_CSPNEXT_FILES = {
+    "cspnext_tiny": "cspnext-tiny_imagenet_600e-3a2dd350.pth",
+    "cspnext_s": "cspnext-s_imagenet_600e-ea671761.pth",
+    "cspnext_m": "cspnext-m_8xb256-rsb-a1-600e_in1k-ecb3bbd9.pth",
+    "cspnext_l": "cspnext-l_8xb256-rsb-a1-600e_in1k-6a760974.pth",
+    "cspnext_x": "cspnext-x_8xb256-rsb-a1-600e_in1k-b3f78edd.pth",
+}
 _LITE = re.compile(r"tf_efficientnet_lite([012])(\.in1k)?")
 
 HOW_TO_START_WITHOUT = (
@@ -35,17 +42,31 @@ def torchvision_state(name: str, recipe: str = "IMAGENET1K_V1") -> dict[str, Ten
     if recipe not in listed.__members__:
         allowed = ", ".join(listed.__members__)
         raise ValueError(f"weights: torchvision has no {recipe} for {name}, but {allowed}")
-    weights = listed[recipe]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(weights.url).path).name
+    return _hub_state(name, listed[recipe].url)
+
+
+def cspnext_state(name: str) -> dict[str, Tensor]:
+    """The classifier's weights of a CSPNeXt, from torch.hub's cache or mmdetection's server.
+
+    Raises:
+        ValueError: they cannot be downloaded, or the file's SHA-256 is another one than in its
+            name.
+    """
+    return _hub_state(name, f"{_CSPNEXT}/{_CSPNEXT_FILES[name]}")
+
+
+def _hub_state(name: str, url: str) -> dict[str, Tensor]:
+    """The tensors of a file in torch.hub's cache, which is downloaded if it is not there."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if file.exists():
         check_sha256(file)
-    try:
-        state: dict[str, Tensor] = weights.get_state_dict(
-            progress=True, check_hash=True, weights_only=True
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        _cannot_download(name, weights.url, f"put the file at {file}", error)
-    return state
+    else:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), sha256_in_name(file))
+        except (OSError, RuntimeError) as error:
+            _cannot_download(name, url, f"put the file at {file}", error)
+    return read_state(file)
 
 
 def is_lite(name: str) -> bool:

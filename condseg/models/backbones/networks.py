@@ -1,4 +1,4 @@
-"""torchvision's ResNets and timm's feature networks with their weights."""
+"""ResNets, CSPNeXt and timm's feature networks with their weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from condseg.models.backbones import imagenet
+from condseg.models.backbones.cspnext import SCALES, CSPNeXt
 from condseg.models.backbones.files import load_strict, read_state
 from condseg.models.backbones.resnet import BLOCKS, ResNet
 from condseg.models.backbones.state import backbone_state, is_dynamic, timm_mobilenet
@@ -17,6 +18,7 @@ from condseg.models.backbones.state import backbone_state, is_dynamic, timm_mobi
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Normalization = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 CAFFE: Normalization = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+RTMDET: Normalization = ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class FeatureNetwork:
         strides: of the maps.
         channels: of the maps.
         normalization: mean and standard deviation of the channels, 0..255.
+        bgr: whether the channels are blue, green, red.
     """
 
     module: nn.Module
@@ -36,6 +39,7 @@ class FeatureNetwork:
     strides: list[int]
     channels: list[int]
     normalization: Normalization
+    bgr: bool = False
 
 
 def resnet(
@@ -54,7 +58,24 @@ def resnet(
         load_file(network, name, state, f"torchvision's {name}")
     normalization = CAFFE if style == "caffe" else IMAGENET
     strides, channels = [4, 8, 16, 32], list(network.out_channels)
-    return FeatureNetwork(network, network.stage_ends, strides, channels, normalization)
+    return FeatureNetwork(
+        network, network.stage_ends, strides, channels, normalization, bgr=style == "caffe"
+    )
+
+
+def cspnext(name: str, weights: str | None) -> FeatureNetwork:
+    """RTMDet's backbone, with mmdetection's ImageNet weights if asked for.
+
+    RTMDet gives it blue, green, red, although its ImageNet weights are of red, green, blue.
+    """
+    network = CSPNeXt(name)
+    if weights == "imagenet_v2":
+        raise ValueError(f"weights={weights!r} are torchvision's; {name} has imagenet, or a file")
+    if weights is not None:
+        state = backbone_state(imagenet.cspnext_state(name), f"mmdetection's {name}")
+        load_file(network, name, state, f"mmdetection's {name}")
+    ends, channels = network.stage_ends, list(network.out_channels)
+    return FeatureNetwork(network, ends, [2, 4, 8, 16, 32], channels, RTMDET, bgr=True)
 
 
 def timm_network(name: str, weights: str | None) -> FeatureNetwork:
@@ -101,14 +122,14 @@ def read_file(weights: str | None, dynamic: bool) -> tuple[dict[str, Tensor] | N
     if is_dynamic(state) and not dynamic:
         raise ValueError(
             f"weights={weights!r} are of dynamic layers; conv must say which "
-            "(condseg.layers.ODConv2d with its num_experts)"
+            "(condseg.layers.ODConv2d with its num_experts, or condseg.layers.DeformConv2d)"
         )
     return state, weights
 
 
 def load_file(network: Any, name: str, state: dict[str, Tensor], source: str) -> None:
     """Load a classifier's tensors, without those behind the last map."""
-    if name in BLOCKS:
+    if name in BLOCKS or name in SCALES:
         behind = dict.fromkeys(("fc.weight", "fc.bias"), "the classifier, behind the last map")
         load_strict(network, state, source=source, left_out=behind)
     else:

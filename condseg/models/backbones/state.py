@@ -12,6 +12,8 @@ from condseg.models.backbones.files import rename
 
 log = logging.getLogger(__name__)
 
+_TOP_LEVEL = "backbone.bottom_up.res6."
+"""Below AdelaiDet's BiFPN, its first level is in the same module as the ResNet."""
 _MOBILENET_DEPTHS = (1, 2, 3, 4, 3, 3, 1)
 _EXPANDING = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2"}
 _EXPANDING |= {"2": "conv_pwl", "3": "bn3"}
@@ -26,7 +28,11 @@ def backbone_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     backbone are logged as left out.
     """
     for prefix in ("network.backbone.network.", "backbone.bottom_up.", "backbone."):
-        inside = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
+        inside = {
+            key: tensor
+            for key, tensor in state.items()
+            if key.startswith(prefix) and not key.startswith(_TOP_LEVEL)
+        }
         if inside:
             for key in state:
                 if key not in inside:
@@ -39,8 +45,8 @@ def backbone_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
 
 
 def is_dynamic(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors of an ODConv network."""
-    return any(key.endswith(".attention.fc.weight") for key in state)
+    """Whether these are the tensors of a network with ODConv or deformable convolutions."""
+    return any(key.endswith((".attention.channel_fc.weight", ".offset.weight")) for key in state)
 
 
 def timm_mobilenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

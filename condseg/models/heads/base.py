@@ -16,7 +16,13 @@ class DenseHead(nn.Module):
     """Predicts classes, boxes and the parameters of the mask head at every location.
 
     The type of its predictions says how scores are computed.
+
+    Attributes:
+        location_offset: of a location from the corner of its cell, in strides; rounded down to
+            pixels.
     """
+
+    location_offset: float = 0.5
 
     @abstractmethod
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadPredictions:

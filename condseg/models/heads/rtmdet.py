@@ -1,4 +1,4 @@
-"""RTMDet-Ins's head: classes, boxes and mask parameters from three towers, no centerness."""
+"""RTMDet-Ins's head: classes and boxes of one tower, mask parameters of another, no centerness."""
 
 from __future__ import annotations
 
@@ -19,20 +19,32 @@ from condseg.structures import HeadPredictions
 
 
 class _Tower(nn.Module):
-    """3x3 convolutions shared by the levels, batch norms of each level, SiLU."""
+    """3x3 convolutions, shared by the levels or each level's own; batch norms of each level; SiLU.
 
-    def __init__(self, channels: int, num_convs: int, num_levels: int) -> None:
+    Args:
+        channels: of the input and the output.
+        num_convs: n.
+        num_levels: of the input.
+        shared: whether the levels share the convolutions.
+    """
+
+    def __init__(self, channels: int, num_convs: int, num_levels: int, shared: bool) -> None:
         super().__init__()
-        convs = (Conv3x3(channels, channels, bias=False) for _ in range(num_convs))
-        self.convs = nn.ModuleList(convs)
+        self.convs = nn.ModuleList(
+            nn.ModuleList(Conv3x3(channels, channels, bias=False) for _ in range(num_convs))
+            for _ in range(1 if shared else num_levels)
+        )
         self.norms = nn.ModuleList(
             nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_convs))
             for _ in range(num_levels)
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
-        for conv, *norms in zip(self.convs, *self.norms, strict=True):
-            maps = run_levels([conv], maps)
+        for convs, *norms in zip(zip(*self.convs, strict=True), *self.norms, strict=True):
+            if len(convs) == 1:
+                maps = run_levels(convs, maps)
+            else:
+                maps = [conv(x) for conv, x in zip(convs, maps, strict=True)]
             maps = [F.silu(norm(x)) for norm, x in zip(norms, maps, strict=True)]
         return maps
 
@@ -40,15 +52,15 @@ class _Tower(nn.Module):
 class RTMDetHead(DenseHead):
     """Head of RTMDet-Ins: the class score is trained to be the box's IoU.
 
-    tower_t(x_l) = (SiLU BN_{t,l} conv_t)^n x_l for t in class, box, kernel; then one 1x1
-    convolution per level and output; distances are relu(.) strides.
+    x'_l = (SiLU BN_l conv)^n x_l for classes and boxes, x''_l = (SiLU BN_l conv_l)^n x_l for the
+    kernels; then one 1x1 convolution per level and output; distances are relu(.) strides.
 
     Args:
         channels: channels of the pyramid.
         num_classes: K.
         num_params: G, parameters that the kernel branch predicts for one instance.
         num_levels: levels of the pyramid.
-        tower_convs: 3x3 convolutions of each tower.
+        tower_convs: n, 3x3 convolutions of each tower.
 
     Shape:
         maps (B, channels, h, w) of the levels -> :class:`HeadPredictions`.
@@ -58,10 +70,12 @@ class RTMDetHead(DenseHead):
 
     Source:
         RTMDet (arXiv 2212.07784), section 3: convolutions shared by the levels, batch norms not;
-        a kernel branch of 169 outputs. Sizes and initial values of mmdetection's ``rtmdet-ins``
-        configurations. There the box tower is the class tower, and the kernel tower is not shared
-        by the levels; here each of the three towers is separate and shared, as in the paper.
+        a kernel branch of 169 outputs. As in mmdetection's ``RTMDetInsSepBNHead``, in contrast to
+        the paper, one tower is that of the classes and the boxes, and the kernel tower's
+        convolutions are each level's own; locations are the corners of the cells.
     """
+
+    location_offset = 0.0
 
     def __init__(
         self,
@@ -77,9 +91,8 @@ class RTMDetHead(DenseHead):
         def outputs(count: int) -> nn.ModuleList:
             return nn.ModuleList(nn.Conv2d(channels, count, 1) for _ in range(num_levels))
 
-        self.class_tower = _Tower(channels, tower_convs, num_levels)
-        self.box_tower = _Tower(channels, tower_convs, num_levels)
-        self.kernel_tower = _Tower(channels, tower_convs, num_levels)
+        self.tower = _Tower(channels, tower_convs, num_levels, shared=True)
+        self.kernel_tower = _Tower(channels, tower_convs, num_levels, shared=False)
         self.class_logits, self.box_ltrb = outputs(num_classes), outputs(4)
         self.controller = outputs(num_params)
         for module in self.modules():
@@ -95,8 +108,9 @@ class RTMDetHead(DenseHead):
         return SoftLabelLoss()
 
     def forward(self, maps: Sequence[Float[Tensor, "b c _h _w"]]) -> HeadPredictions:
-        logits = predict_levels(self.class_logits, self.class_tower(maps))
-        ltrb = predict_levels(self.box_ltrb, self.box_tower(maps))
+        shared = self.tower(maps)
+        logits = predict_levels(self.class_logits, shared)
+        ltrb = predict_levels(self.box_ltrb, shared)
         return HeadPredictions(_flatten(logits), F.relu(_flatten(ltrb)), self.kernel_tower(maps))
 
     def params_at(
