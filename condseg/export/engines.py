@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -70,7 +71,7 @@ class OpenVino:
             raise ValueError(f"device is {device!r}; openvino is for the CPU")
         core = openvino.Core()
         try:
-            model = core.read_model(str(path))
+            model = core.read_model(_without_defaults(path))
             options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
             if threads:
                 options["INFERENCE_NUM_THREADS"] = threads
@@ -114,6 +115,17 @@ def imported(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(f"{module} is not installed: pip install 'condseg[{extra}]'") from error
+
+
+def _without_defaults(path: str | Path) -> Any:
+    """What OpenVINO reads: inputs of an ONNX file that have defaults would be constants in it."""
+    if Path(path).suffix != ".onnx":
+        return str(path)
+    model = imported("onnx", "openvino").load(path)
+    inputs = {value.name for value in model.graph.input}
+    for value in [v for v in model.graph.initializer if v.name in inputs]:
+        model.graph.initializer.remove(value)
+    return io.BytesIO(model.SerializeToString())
 
 
 def _openvino_facts(model: Any) -> dict[str, str]:

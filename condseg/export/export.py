@@ -87,7 +87,8 @@ def description(
     defaults = {name: f"{value.item():.6g}" for name, value in thresholds(restored).items()}
     if masks == "logits":
         del defaults["mask_threshold"]
-        shape = "(D, h, w) float32, logits, a cell per 4 pixels, of the padded images"
+        stride = restored.network.mask_head.out_stride
+        shape = f"(D, h, w) float32, logits, a cell per {stride} pixels, of the padded images"
     else:
         shape = "(D, H, W) bool"
     inputs = "\n".join(f"- `{name}`: default {value}" for name, value in defaults.items())

@@ -17,6 +17,8 @@ from condseg.ops.masks import aligned_upsample
 from condseg.structures import DensePredictions
 
 STRIDE = 32
+MAX_KEPT = 3840
+"""Instances of an image after NMS, as many as TensorRT can sort."""
 MAX_SIDE = 2**14
 
 
@@ -88,7 +90,7 @@ class ImagesToMasks(nn.Module):
         dense = network.dense(x, None if depth is None else _at(depth, rows, columns) * inside)
         found = self._candidates(dense, score_threshold)
         if self.postprocess.clip_before_nms:
-            found = found._replace(boxes=_clipped(found.boxes, len(columns), len(rows)))
+            found = found._replace(boxes=_clipped(found.boxes, columns.shape[0], rows.shape[0]))
         boxes = _clipped(found.boxes, width, height)
         labels = torch.arange(dense.head.class_logits.shape[2], device=images.device)
         image, chosen = self._choose(found, boxes, labels, nms_threshold, max_detections)
@@ -144,7 +146,7 @@ class ImagesToMasks(nn.Module):
         after = torch.full_like(scores, -1)
         at = (kept[:, 0], kept[:, 2])
         after = after.index_put(at, scores[at])
-        ranked, order = after.sort(dim=1, descending=True)  # (B, N)
+        ranked, order = after.topk(torch.sym_min(after.shape[1], MAX_KEPT))  # (B, N)
         last = (max_detections.clamp(max=ranked.shape[1]) - 1).expand(ranked.shape[0], 1)
         keep = (ranked > 0) & (ranked >= ranked.gather(1, last))
         not_empty = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)

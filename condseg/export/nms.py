@@ -63,6 +63,6 @@ def torch_nms(boxes: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
     image, label, box = (scores > 0).nonzero(as_tuple=True)  # (S,)
     corners = boxes.double()[image, box]
     group = image * scores.shape[1] + label
-    apart = corners + (group * (corners.abs().amax() * 2 + 1))[:, None]
+    apart = corners + (group * (boxes.abs().amax().double() * 2 + 1))[:, None]
     kept = nms(apart, scores[image, label, box].double(), threshold.item())
     return torch.stack((image[kept], label[kept], box[kept]), dim=1)

@@ -23,7 +23,10 @@ from condseg.structures import Batch, Detections, ImageInfo
 from condseg.zoo.checkpoint import Restored, describe
 from condseg.zoo.pretrained import open_model
 
-FIXED = ("candidate_threshold", "threshold_with_centerness", "pre_nms_topk", "class_agnostic_nms")
+FIXED = (
+    *("candidate_threshold", "threshold_with_centerness", "pre_nms_topk", "class_agnostic_nms"),
+    *("clip_before_nms", "mask_interpolation"),
+)
 """Options of the post-process that are in the graph."""
 
 

@@ -131,11 +131,13 @@ def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[s
     On CPU without gradients; gradients keep all kernels anyway. With several groups, all channels
     are one block. The shape is (O, C / groups, *k) of one sample's kernel.
     """
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or groups > 1
+    if whole or x.device.type != "cpu":
+        return [slice(None)]
     out, *each = kernel_shape
     fitting = BLOCK // max(1, len(x) * math.prod(each))
     step = OUTPUTS * max(1, fitting // OUTPUTS)
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or groups > 1
-    if whole or x.device.type != "cpu" or step >= out:
+    if step >= out:
         return [slice(None)]
     return [slice(start, start + step) for start in range(0, out, step)]
 
@@ -143,7 +145,8 @@ def output_blocks(x: Tensor, kernel_shape: Sequence[int], groups: int) -> list[s
 def is_channels_last(x: Tensor) -> bool:
     """Whether a map is channels_last in memory, and not contiguous as well."""
     return (
-        x.dim() == 4
+        not torch.compiler.is_exporting()  # where sizes, and so strides, are not known
+        and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and not x.is_contiguous()
     )

@@ -107,9 +107,10 @@ def test_the_best_of_each_level_are_candidates() -> None:
     assert_equal(run(network, post, onnx_nms, images), expected)
 
 
-def test_no_detection_has_masks_of_the_right_size() -> None:
+@pytest.mark.parametrize("suppress", [onnx_nms, torch_nms])
+def test_no_detection_has_masks_of_the_right_size(suppress) -> None:
     network = network_of()
-    found = run(network, PostProcess(score_threshold=1.0), onnx_nms, noise(2, SIZE))
+    found = run(network, PostProcess(score_threshold=1.0), suppress, noise(2, SIZE))
     assert [len(value) for value in found] == [0] * 5
     assert found.masks.shape == (0, 24, 32)
 

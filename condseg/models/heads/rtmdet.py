@@ -119,19 +119,20 @@ class RTMDetHead(DenseHead):
         image_index: Int64[Tensor, " p"],
         location_index: Int64[Tensor, " p"],
     ) -> Float[Tensor, "p g"]:
-        params, order, first = [], [], 0
-        for x, conv in zip(controller_features, self.controller, strict=True):
-            assert isinstance(conv, nn.Conv2d)
-            count = x.shape[-2] * x.shape[-1]
-            in_level = (location_index >= first) & (location_index < first + count)
-            chosen = in_level.nonzero().squeeze(1)
-            cells = x.flatten(2)[image_index[chosen], :, location_index[chosen] - first]
-            with full_precision(cells):
+        whole = torch.cat([x.flatten(2) for x in controller_features], dim=2)  # (B, C, L)
+        cells = whole[image_index, :, location_index]  # (P, C)
+        params: list[Tensor] = []
+        with full_precision(cells):
+            # By each level's convolution, as which locations are of a level is not known here.
+            for conv in self.controller:
+                assert isinstance(conv, nn.Conv2d)
                 cells = cells.to(conv.weight.dtype)
                 params.append(F.linear(cells, conv.weight.flatten(1), conv.bias))
-            order.append(chosen)
-            first += count
-        return torch.cat(params)[torch.cat(order).argsort()]
+        chosen, end = params[0], 0
+        for x, of_level in zip(controller_features[:-1], params[1:], strict=True):
+            end += x.shape[-2] * x.shape[-1]
+            chosen = torch.where((location_index >= end)[:, None], of_level, chosen)
+        return chosen
 
 
 def predict_levels(
