@@ -244,8 +244,8 @@ def _has_no_size(entry: dict[str, Any]) -> bool:
 def _image_record(path: Path, entry: dict[str, Any], images: Path | None) -> ImageRecord:
     where = f"image {entry['id']}"
     name, depth = entry.get("file_name"), entry.get("depth_file")
-    if not isinstance(name, str) or not 0 < len(name) <= 4096:
-        fail(path, where, "file_name", name, "a path relative to the image folder")
+    if not (isinstance(name, str) and 0 < len(name) <= 4096 and _is_one_line(name)):
+        fail(path, where, "file_name", name, "a path relative to the image folder, in one line")
     if images is not None and _has_no_size(entry):
         try:
             size = read_size(images / name)
@@ -259,9 +259,14 @@ def _image_record(path: Path, entry: dict[str, Any], images: Path | None) -> Ima
         size = entry["height"], entry["width"]
         if size[0] * size[1] > MAX_PIXELS:
             fail(path, where, "height x width", size, f"up to {MAX_PIXELS} pixels")
-    if not isinstance(depth, str | None):
-        fail(path, where, "depth_file", depth, "a path relative to the json's folder, or null")
+    if not (depth is None or (isinstance(depth, str) and _is_one_line(depth))):
+        allowed = "a path relative to the json's folder, in one line, or null"
+        fail(path, where, "depth_file", depth, allowed)
     return ImageRecord(entry["id"], name, size, depth, [], [], {})
+
+
+def _is_one_line(name: str) -> bool:
+    return len(name.splitlines()) <= 1 and not name.endswith(("\n", "\r"))
 
 
 def _reads_mask(entry: dict[str, Any], supervision: Supervision, mask_fraction: float) -> bool:
