@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -107,7 +108,7 @@ def find_inputs(inputs: Iterable[str]) -> Inputs:
         if path.is_file():
             sources.setdefault(path.resolve(), Source(path))
             continue
-        paths = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
+        paths = path.iterdir() if path.is_dir() else map(Path, _matching(text))
         files = sorted(p for p in paths if p.is_file())
         matches = [file for file in files if _is_usable(file)]
         for file in matches:
@@ -119,6 +120,20 @@ def find_inputs(inputs: Iterable[str]) -> Inputs:
     found.sources += sources.values()
     found.skipped.update(kind for path, kind in skipped.items() if path not in sources)
     return found
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """As ``glob.glob``, whose ``**`` follows links, also in a loop; this one does not."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    position = parts.index("**")
+    rest = parts[position + 1 :] or ("*",)
+    for top in glob.glob(os.path.join(".", *parts[:position])):
+        for folder, inside, _ in os.walk(top):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            yield from _matching(os.path.join(glob.escape(folder), *rest))
 
 
 def _with_stdin(inputs: Iterable[str]) -> Iterable[str]:

@@ -39,6 +39,20 @@ def test_a_named_file_counts_whatever_its_suffix(tmp_path):
     assert found.skipped == {".dat": 1}
 
 
+def test_two_stars_follow_no_links(tmp_path):
+    """Which may be a loop; hidden folders are left out, as by ``*``."""
+    for name in ("a", "a/b", "a/.hidden", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").touch()
+    (tmp_path / "a/again").symlink_to(tmp_path)
+    for pattern in ("**", "**/*.png", "**/**/x.png"):
+        found = find_inputs([str(tmp_path / pattern)])
+        names = [str(source.path.relative_to(tmp_path)) for source in found.sources]
+        assert names == ["a/b/x.png", "a/x.png", "c/x.png"]
+    found = find_inputs([str(tmp_path / "a/again/**/x.png"), str(tmp_path / "[c]/**/x.png")])
+    assert len(found.sources) == 3  # a link before the stars is followed
+
+
 @pytest.mark.parametrize(
     ("text", "is_video", "stem"),
     [
