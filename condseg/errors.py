@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+FIRST_PROCESS_SECONDS = 5.0
+"""How long another process of a training waits for the first one to report the same error."""
 
 
 @contextmanager
@@ -16,6 +20,7 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
     condseg raises ``ValueError`` (and the system ``OSError``) for wrong inputs, with the name, the
     value and what is allowed; these and exhausted memory are reported in one line. Other errors
     are bugs and keep their traceback, as do all with ``CONDSEG_TRACEBACK=1`` in the environment.
+    Of an error in all processes of a training, the first process reports.
 
     Args:
         less_memory: the command's options that reduce memory.
@@ -24,6 +29,7 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
         SystemExit: code 2, after a ``ValueError``, an ``OSError``, or exhausted memory; 130, as in
             a shell, after Ctrl-C.
     """
+    parent = os.getppid()
     try:
         yield
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -35,7 +41,8 @@ def user_errors(less_memory: str = "a smaller image or a smaller network") -> It
             message = f"out of memory{size}; to use less: {less_memory}"
         if os.environ.get("CONDSEG_TRACEBACK") == "1":
             raise
-        print(f"error: {message}", file=sys.stderr)
+        if not _first_process_ends_too(parent):
+            print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
         if os.environ.get("CONDSEG_TRACEBACK") == "1":
@@ -48,6 +55,21 @@ def few(names: Sequence[str], count: int = 3) -> str:
     """The first names of a message, and the number of the others."""
     others = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + others
+
+
+def _first_process_ends_too(parent: int) -> bool:
+    """Whether this is another process of a training whose first one ends within some seconds.
+
+    torchrun ends this process then; Lightning starts it as a child of the first one, ``parent``.
+    """
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        return False
+    end = time.monotonic() + FIRST_PROCESS_SECONDS
+    while time.monotonic() < end:
+        if os.getppid() != parent:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _in_worker(message: str) -> str:

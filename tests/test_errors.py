@@ -1,9 +1,14 @@
 """Errors that a user can correct; others keep their traceback."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from support.tiny import environment
 from torch.utils.data import DataLoader, Dataset
 
+from condseg import errors
 from condseg.errors import user_errors
 
 OOM = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 10.00 GiB"
@@ -66,3 +71,42 @@ def test_traceback_on_request(monkeypatch):
     monkeypatch.setenv("CONDSEG_TRACEBACK", "1")
     with pytest.raises(ValueError, match="seen"), user_errors():
         raise ValueError("seen")
+
+
+RANK_1 = """
+from condseg.errors import user_errors
+with user_errors():
+    print("started", flush=True)
+    raise ValueError("rank 1")
+"""
+FIRST = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+child.stdout.readline()
+if "waits" in sys.argv:
+    child.wait()
+"""
+
+
+@pytest.mark.tool
+@pytest.mark.parametrize("first", ["waits", "ends"])
+def test_of_several_processes_the_first_reports(first):
+    """The others do if the first one goes on, as they alone may have the error."""
+    variables = environment() | {"LOCAL_RANK": "1"}
+    command = [sys.executable, "-c", FIRST, RANK_1, first]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.stderr == ("error: rank 1\n" if first == "waits" else "")
+
+
+def test_a_process_that_torchrun_ends_has_not_reported(capsys, monkeypatch):
+    class EndedError(BaseException):
+        """Raised by the handler of a signal."""
+
+    def sleep(seconds):
+        raise EndedError
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(errors.time, "sleep", sleep)
+    with pytest.raises(EndedError), user_errors():
+        raise ValueError("all ranks")
+    assert not capsys.readouterr().err
