@@ -8,6 +8,8 @@ import re
 import signal
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,6 +41,26 @@ def explain(error: BaseException) -> str | None:
 def _in_loader(error: BaseException) -> bool:
     files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
     return any("torch/utils/data" in Path(file).as_posix() for file in files)
+
+
+@contextmanager
+def quiet_writers() -> Iterator[None]:
+    """TensorBoard's thread does not print the traceback of an error that it cannot write.
+
+    It raises the error in the main thread as well.
+    """
+    previous = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        in_tensorboard = "tensorboard" in type(args.thread).__module__
+        if not (in_tensorboard and isinstance(args.exc_value, OSError)):
+            previous(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def kill_workers() -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from support import tiny
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
 from condseg.cli.train import CommandLine
 from condseg.data.dataset import CocoDataset
-from condseg.training.failures import explain
+from condseg.training.failures import explain, quiet_writers
 from condseg.zoo.checkpoint import load
 
 
@@ -135,3 +137,30 @@ def test_a_connection_to_a_worker_that_was_killed() -> None:
         with pytest.raises(ConnectionResetError) as error:
             exec(code)
         assert (explain(error.value) is not None) == known
+
+
+class FullDisk:
+    def write(self, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    flush = close = write
+
+
+def test_the_thread_of_tensorboard_leaves_its_error_to_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error of another thread, or another error of this one, is printed as before."""
+    printed = list[threading.ExceptHookArgs]()
+    monkeypatch.setattr("threading.excepthook", printed.append)
+    with quiet_writers():
+        writer = _AsyncWriter(FullDisk())
+        writer.write(b"row")
+        writer._worker.join()
+        assert not printed
+        other = threading.Thread(target=FullDisk().write, args=[b""])
+        other.start()
+        other.join()
+        assert [args.thread for args in printed] == [other]
+    with pytest.raises(OSError, match="No space"):
+        writer.write(b"row")
+    assert threading.excepthook == printed.append
