@@ -30,8 +30,11 @@ def trainer_errors() -> Iterator[None]:
     """Turns what Lightning says about the trainer's options into a ``ValueError`` of one line."""
     try:
         yield
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+    except (MisconfigurationException, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        if type(error) is RuntimeError and "conditioned on metric" not in message:
+            raise  # not EarlyStopping's error
+        raise ValueError(f"trainer: {message}") from error
 
 
 def build_trainer(

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from support import tiny
 from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
 from condseg.cli.train import CommandLine
+from condseg.cli.trainer import trainer_errors
 from condseg.data.dataset import CocoDataset
 from condseg.training.failures import explain, quiet_writers
 from condseg.zoo.checkpoint import load
@@ -164,3 +166,12 @@ def test_the_thread_of_tensorboard_leaves_its_error_to_the_training(
     with pytest.raises(OSError, match="No space"):
         writer.write(b"row")
     assert threading.excepthook == printed.append
+
+
+def test_a_metric_that_early_stopping_does_not_find() -> None:
+    """Its name is one that a training logs, but at another moment."""
+    stopping = EarlyStopping("val/box_AP")
+    with pytest.raises(ValueError, match=r"^trainer: Early .* `val/box_AP`"), trainer_errors():
+        stopping._validate_condition_metric({"train/loss": torch.zeros(())})
+    with pytest.raises(RuntimeError, match="a bug"), trainer_errors():
+        raise RuntimeError("a bug")
