@@ -9,6 +9,7 @@ ones, and options (``--key value``) override files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from condseg.cli.trainer import build_trainer, trainer_errors
 from condseg.errors import user_errors
 from condseg.training.callbacks import BestCheckpoint, LastCheckpoint, RunConfig
 from condseg.training.config_differences import check_same_network
-from condseg.training.failures import explain, kill_workers
+from condseg.training.failures import explain, kill_workers, quiet_writers
 from condseg.training.metrics_file import run_loggers
 from condseg.training.resume import ResumePoint
-from condseg.training.runs import last_of, newest_run, reserve_run
+from condseg.training.runs import last_of, lock_run, newest_run, reserve_run
 from condseg.training.signals import Stopped
 from condseg.zoo.checkpoint import RECIPE, best_of
 from condseg.zoo.pretrained import start_from
@@ -110,18 +111,31 @@ class CommandLine(TrainingArguments):
         Raises:
             Stopped: a signal ended the training; a checkpoint is written.
         """
-        step = 0 if self._resumed is None else self._resumed.step
-        if not self.config.trainer.fast_dev_run:
-            self._open_run_folder(step)
+        resumed = self._resumed
+        checkpoint = None if resumed is None else resumed.path
+        if self.config.trainer.fast_dev_run:
+            self._train(checkpoint)
+            return
+        if resumed is not None and resumed.ended and self._origin.ckpt_path == "auto":
+            self.run_folder = resumed.run
+            rank_zero_info(resumed.at_end())
+            return
+        self._open_run_folder(0 if resumed is None else resumed.step)
+        assert self.run_folder is not None
+        with lock_run(self.run_folder) if self.trainer.is_global_zero else nullcontext():
+            self._train(checkpoint)
+        if resumed is not None and resumed.step == self.trainer.global_step:
+            rank_zero_info(resumed.at_end())
+
+    def _train(self, checkpoint: Path | None) -> None:
         counts = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         rank_zero_info(
             f"parameters: {sum(n for n, _ in counts):,}, trained: "
             f"{sum(n for n, trained in counts if trained):,}\nrun folder: {self.run_folder}"
         )
-        checkpoint = None if self._resumed is None else self._resumed.path
         last: LastCheckpoint = self.config_init.last_checkpoint
         try:
-            with trainer_errors():
+            with trainer_errors(), quiet_writers():
                 self.trainer.fit(
                     self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True
                 )
@@ -140,11 +154,6 @@ class CommandLine(TrainingArguments):
             raise
         finally:
             last.signals.restore()
-        if step and self.trainer.global_step == step:
-            rank_zero_info(
-                f"{checkpoint} is at the end of its training of {step} steps; "
-                "a larger --trainer.max_steps continues it"
-            )
 
     def _open_run_folder(self, step: int) -> None:
         """The run folder decides where all files go, whatever the configuration's loggers are."""

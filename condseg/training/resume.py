@@ -20,6 +20,7 @@ class ResumePoint:
     Attributes:
         path: of the checkpoint.
         step: optimizer steps done.
+        ended: whether the training was at its end, by its number of steps or a callback.
         network: arguments of its network.
         config: the configuration of its run.
         config_source: where that was read from, for messages.
@@ -27,6 +28,7 @@ class ResumePoint:
 
     path: Path
     step: int
+    ended: bool
     network: Mapping[str, Any]
     config: Mapping[str, Any]
     config_source: str
@@ -59,14 +61,20 @@ class ResumePoint:
         if "postprocess" in model:
             postprocess = postprocess_arguments(model["postprocess"])
             config = {**config, "model": {**model, "postprocess": postprocess}}
-        return cls(
-            path, int(content["global_step"]), recipe["model"]["network"], config, config_source
-        )
+        step, ended = int(content["global_step"]), content.get("ended") is True
+        return cls(path, step, ended, recipe["model"]["network"], config, config_source)
 
     @property
     def run(self) -> Path | None:
         """The folder of its run; None if the file was moved elsewhere."""
         return run_of(self.path)
+
+    def at_end(self) -> str:
+        """That the training was at its end, and what continues it."""
+        return (
+            f"{self.path} is at the end of its training of {self.step} steps; "
+            f"--ckpt_path {self.path} with a larger --trainer.max_steps continues it"
+        )
 
     def check(self, network: Mapping[str, Any]) -> None:
         """ValueError if the checkpoint's network is not the configured one."""

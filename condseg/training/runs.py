@@ -7,11 +7,13 @@ A run's folder has ``config.yaml``, ``metrics.csv``, TensorBoard events, ``image
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
 
 from condseg.training.config_differences import differences
 
@@ -35,6 +37,27 @@ def reserve_run(runs: Path) -> Path:
             number += 1
         else:
             return folder
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Locks the folder of a run; the system unlocks it when the process ends.
+
+    Raises:
+        ValueError: another process trains in it.
+    """
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"{run}: another process still trains in it; it can be resumed when that has ended, "
+            "and without --ckpt_path a run of its own is started"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_of(checkpoint: Path) -> Path | None:

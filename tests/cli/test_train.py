@@ -213,7 +213,7 @@ def test_other_loggers_add_to_the_run(
 def test_without_loggers(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     closing_lines(data, tmp_path, capsys, "--trainer.logger=false")
     names = {path.name for path in (tmp_path / "tiny/version_0").rglob("*.*")}
-    assert names == {"best.ckpt", "last.ckpt", "config.yaml", "metrics.csv"}
+    assert names == {"best.ckpt", "last.ckpt", "config.yaml", "metrics.csv", ".lock"}
 
 
 def test_the_end_is_validated_whatever_the_interval(

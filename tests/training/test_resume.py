@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from support import tiny
 
-from condseg.cli.train import CommandLine
+from condseg.cli.train import CommandLine, main
 from condseg.data.dataset import CocoDataset
 from condseg.training.callbacks import LastCheckpoint
+from condseg.training.runs import lock_run
 from condseg.training.signals import Stopped
 from condseg.zoo.checkpoint import load
 
@@ -157,6 +158,50 @@ def test_a_finished_run_continues_with_more_steps(
         (runs / "tiny/version_0/metrics.csv").read_text().splitlines() for runs in (tmp_path, whole)
     )
     assert [row.split(",")[:2] for row in one] == [row.split(",")[:2] for row in other]
+
+
+@pytest.mark.parametrize("at_epoch_end", [False, True])
+def test_after_early_stopping_the_same_command_trains_nothing(
+    at_epoch_end: bool,
+    uninterrupted: tuple[Path, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data, _ = uninterrupted
+    stopping = "--trainer.callbacks.init_args"
+    args = (
+        *("--trainer.val_check_interval=1", "--ckpt_path=auto", LONGER),
+        "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+        f"{stopping}.monitor={'train/loss' if at_epoch_end else 'val/box_AP'}",
+        f"{stopping}.check_on_train_epoch_end={at_epoch_end}",
+        *(f"{stopping}.patience=1", f"{stopping}.min_delta=1000"),
+    )
+    run(data, tmp_path, *args)
+    last = tmp_path / "tiny/version_0/checkpoints/last.ckpt"
+    before, steps = last.read_bytes(), load(last)["global_step"]
+    assert steps == (4 if at_epoch_end else 2)  # the second check without a better result
+    run(data, tmp_path, *args)
+    assert f"{last} is at the end of its training of {steps} steps" in caplog.text
+    assert last.read_bytes() == before
+    run(data, tmp_path, f"--ckpt_path={last}")
+    assert load(last)["global_step"] > steps
+
+
+@pytest.mark.parametrize("ckpt_path", ["last", "auto"])
+def test_a_run_that_another_process_trains(
+    ckpt_path: str,
+    uninterrupted: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, _ = uninterrupted
+    run(data, tmp_path, interrupt=Signal(signal.SIGTERM, 2))
+    with lock_run(tmp_path / "tiny/version_0"):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        args = tiny.arguments(data, tmp_path, *ARGS, f"--ckpt_path={ckpt_path}")
+        message = tiny.error(main, args, capsys)
+        assert "version_0: another process still trains in it" in message
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_the_last_checkpoint_has_weights_and_their_average(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,14 @@ from support import tiny
 from condseg.training.checkpoint_io import AtomicCheckpointIO
 from condseg.training.config_differences import check_same_network, differences
 from condseg.training.metrics_file import MetricsLogger
-from condseg.training.runs import newest_checkpoint, newest_run, reserve_run, run_of, write_text
+from condseg.training.runs import (
+    lock_run,
+    newest_checkpoint,
+    newest_run,
+    reserve_run,
+    run_of,
+    write_text,
+)
 from condseg.zoo.checkpoint import load, newest_best
 
 
@@ -77,6 +85,43 @@ def test_runs_that_start_at_the_same_time(tmp_path: Path) -> None:
     ]
     names = [n for process in processes for n in process.communicate("start\n")[0].split()]
     assert sorted(names, key=lambda n: int(n[8:])) == [f"version_{k}" for k in range(1, 81)]
+
+
+LOCK = """
+import os, pathlib, sys, time
+from condseg.training.runs import lock_run
+with lock_run(pathlib.Path(sys.argv[1])):
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(600)
+    print(worker, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.tool
+def test_a_run_belongs_to_one_living_process(tmp_path: Path) -> None:
+    """A process that it has forked, as a loader does, does not keep the run."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCK, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=tiny.environment(),
+    )
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    try:
+        refused = pytest.raises(ValueError, match="another process still trains in it; it can be")
+        with refused, lock_run(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # still there
+        with lock_run(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.stdout.close()
 
 
 def test_a_failed_write_leaves_the_old_file(

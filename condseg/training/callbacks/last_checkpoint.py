@@ -48,6 +48,7 @@ class LastCheckpoint(Checkpoint):
         self.path: Path | None = None
         self.signals = Signals()
         self.saved_step = -1
+        self._saved_end = False
         self._resumable = False  # whether a checkpoint of this moment resumes exactly
         self._random_states: list[dict[str, Any]] | None = None
 
@@ -123,6 +124,11 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves if a callback has ended the training after the last checkpoint."""
+        if _has_ended(trainer) and not self._saved_end:
+            self._save(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.saved_step != trainer.global_step:
             self._save(trainer)
@@ -147,6 +153,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, state)
         checkpoint["random_states"] = states
+        checkpoint["ended"] = _has_ended(trainer)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -157,7 +164,7 @@ class LastCheckpoint(Checkpoint):
         assert self.path is not None
         options = {"keep": self.keep_last}
         trainer.save_checkpoint(self.path, weights_only=False, storage_options=options)
-        self.saved_step = trainer.global_step
+        self.saved_step, self._saved_end = trainer.global_step, _has_ended(trainer)
 
     @staticmethod
     def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
@@ -183,3 +190,8 @@ class LastCheckpoint(Checkpoint):
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         maxima: list[int] = flags.tolist()
         return maxima
+
+
+def _has_ended(trainer: Trainer) -> bool:
+    """Whether no further step follows, for example because a metric did not improve."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
