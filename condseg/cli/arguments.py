@@ -77,6 +77,8 @@ class TrainingArguments(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, which warns when ``args`` are passed by a program that has its own."""
         self.config = parser.parse_args(args)
+        assert isinstance(parser, Parser)
+        parser.check_groups(self.config)
         if self._resumed is not None:
             for name in ("callbacks", "logger"):
                 self._replace_parts(name, _list_of(self._resumed.config, name))

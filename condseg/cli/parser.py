@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from condseg.cli.config_files import config_path, read_config
@@ -24,6 +24,15 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         keys = {action.dest for action in self._actions}
         raise ValueError(one_line(message, keys)) from ex
+
+    def check_groups(self, config: Namespace) -> None:
+        """Raises ValueError if there is a value in place of keys, which jsonargparse may accept."""
+        names = [action.dest for action in self._actions if not action.dest.endswith(".help")]
+        groups = {name[:n] for name in names for n, sign in enumerate(name) if sign == "."}
+        for key in sorted(groups):
+            value = config.get(key)
+            if not isinstance(value, Namespace):
+                raise ValueError(f"{key} must have keys and values, has {value!r}")
 
     def set_checked_defaults(self, config: Mapping[str, Any], source: str) -> None:
         """``set_defaults``, which checks nothing.

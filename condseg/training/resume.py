@@ -40,6 +40,8 @@ class ResumePoint:
         Raises:
             ValueError: it cannot be read, or holds no state of a training.
         """
+        if not path.is_file():
+            raise ValueError(f"--ckpt_path {path}: no such file")
         content, source = load(path), f"checkpoint {path}"
         recipe = recipe_of(content, source)
         if "global_step" not in content:

@@ -156,6 +156,7 @@ REFUSED = {
     "--trainer.precision=64-true": "trainer.precision is 64-true; 32-true, bf16-mixed, 16-mixed "
     "are allowed",
     "--trainer.accelerator=gpu": "trainer: No supported gpu backend found!",
+    "--ckpt_path=/": "--ckpt_path /: no such file",
     "--trainer.enable_checkpointing=false": "trainer: Trainer was configured with ",
     f'--trainer.callbacks+={{"class_path": "{CALLBACKS}.EarlyStopping", "init_args": '
     '{"monitor": "val_loss"}}': "trainer.callbacks: EarlyStopping has the monitor val_loss; "
@@ -171,6 +172,15 @@ def test_refused_options_of_the_trainer(
         pytest.skip("there is a GPU; the test is about a missing one")
     assert REFUSED[option] in tiny.error(main, tiny.arguments(data, tmp_path, option), capsys)
     assert not (tmp_path / "tiny").exists()
+
+
+def test_a_list_in_place_of_keys(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "list.yaml"
+    file.write_text("model: {postprocess: ['1']}")
+    message = tiny.error(main, tiny.arguments(data, tmp_path, f"--config={file}"), capsys)
+    assert message == "model.postprocess must have keys and values, has ['1']"
 
 
 def closing_lines(
