@@ -47,6 +47,28 @@ def prepare(folder: Path) -> CocoSet:
 
 
 def cases(coco: CocoSet) -> st.SearchStrategy[Case]:
+    """Also those of megabytes."""
+    readers = st.sampled_from(READERS)
+    objects = st.integers(0, 1).map(lambda n: ("annotations", n))
+
+    def many(where: tuple[Any, ...], count: int) -> list[Change]:
+        """One image with many objects."""
+        entry = coco.content["annotations"][where[1]]
+        entries = [entry | {"id": 2000 + n} for n in range(count)]
+        return [Change(("annotations",), entries)]
+
+    def long(where: tuple[Any, ...], points: int) -> list[Change]:
+        """A polygon with many points."""
+        return [Change((*where, "segmentation"), [[5, 5, 9, 5, 9, 9] * points])]
+
+    large = st.one_of(
+        st.builds(many, objects, st.sampled_from([1000, 65_536, 70_000])),
+        st.builds(long, objects, st.sampled_from([1000, 100_000])),
+    )
+    return st.one_of(*[small_cases(coco)] * 10, st.builds(Case, readers, large))
+
+
+def small_cases(coco: CocoSet) -> st.SearchStrategy[Case]:
     content = coco.content
     readers = st.sampled_from(READERS)
     objects = st.integers(0, 1).map(lambda n: ("annotations", n))
@@ -59,16 +81,6 @@ def cases(coco: CocoSet) -> st.SearchStrategy[Case]:
         corners = [[0, 0, size, 0, size, size, 0, size]]
         more = [] if area else [Change((*entry, "area"), "@delete@")]
         return [*sizes, Change((*entry, "segmentation"), corners), *more]
-
-    def many(where: tuple[Any, ...], count: int) -> list[Change]:
-        """One image with many objects."""
-        entry = content["annotations"][where[1]]
-        entries = [entry | {"id": 2000 + n} for n in range(count)]
-        return [Change(("annotations",), entries)]
-
-    def long(where: tuple[Any, ...], points: int) -> list[Change]:
-        """A polygon with many points."""
-        return [Change((*where, "segmentation"), [[5, 5, 9, 5, 9, 9] * points])]
 
     def run(where: tuple[Any, ...], counts: Any, box: bool) -> list[Change]:
         """An RLE of other runs, from which box and area are computed."""
@@ -91,14 +103,9 @@ def cases(coco: CocoSet) -> st.SearchStrategy[Case]:
         st.builds(huge, sizes, st.integers(0, 1), st.booleans()),
         st.builds(run, objects, runs, st.booleans()),
     )
-    rare = st.one_of(
-        st.builds(many, objects, st.sampled_from([1000, 65_536, 70_000])),
-        st.builds(long, objects, st.sampled_from([1000, 100_000])),
-    )
     return st.one_of(
-        *[st.builds(Case, readers, some_changes)] * 8,
-        *[st.builds(Case, readers, st.just([]), damages(*ANY_DAMAGE))] * 2,
-        st.builds(Case, readers, rare),
+        *[st.builds(Case, readers, some_changes)] * 4,
+        st.builds(Case, readers, st.just([]), damages(*ANY_DAMAGE)),
     )
 
 

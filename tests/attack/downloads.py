@@ -65,7 +65,7 @@ def run(files: dict[str, bytes], case: Case, folder: Path) -> None:
                 os.close(writer)
                 os.read(reader, 1)
             try:
-                download(target, [archive], server.url, timeout=5)
+                download(target, [archive], server.url, timeout=5.0)
             except ValueError as error:
                 check("\n" not in str(error) and "val2017" in str(error), f"message | {error}")
                 raise RefusedError from error

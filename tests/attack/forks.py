@@ -69,7 +69,9 @@ class Fork:
     def __init__(self, function: Callable[[Any], Any], log: Path, *, group: bool = True) -> None:
         self._function, self._log, self._group = function, log, group
         self._connection, other = Pipe()
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside other threads
+            self.pid = os.fork()
         if self.pid == 0:
             self._connection.close()
             with contextlib.suppress(BaseException):
@@ -192,6 +194,7 @@ def command(call: Callable[[], object], *names: str) -> None:
             print(output.getvalue(), file=sys.__stderr__)
     if code in (0, None):
         return
+    check("Traceback" not in output.getvalue(), f"a traceback | {output.getvalue()[-300:]}")
     lines = [line for line in output.getvalue().splitlines() if line.startswith("error: ")]
     check(
         code == 2 and len(lines) == 1,
