@@ -5,6 +5,7 @@ python tools/benchmark.py layers --page docs/layers/README.md --output docs/laye
 
 targets     the table of all bars: dynamic parts, whole networks, training step
 model       the whole evaluation: by stage, published form, torchvision's Mask R-CNN
+rtmdet      RTMDet-Ins beside CondInst and torchvision's Mask R-CNN, at 640 x 640
 train       a training step: published form, by stage
 mask-head   the dynamic parts alone: mask head, post-process, FCOS head, local filters
 layers      each dynamic layer, relative to nn.Conv2d of the same shape
@@ -16,7 +17,7 @@ import os
 # Without it, the profiler, which counts memory, reports an error for each missing GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from studies.benchmarks import layers, model, parts, train
+from studies.benchmarks import layers, model, parts, rtmdet, train
 from studies.benchmarks.session import Benchmark
 
 from condseg.errors import user_errors
@@ -24,6 +25,7 @@ from condseg.errors import user_errors
 COMMANDS = {
     "targets": Benchmark((parts.comparisons, model.comparisons, train.comparisons)).run,
     "model": Benchmark((model.comparisons,), model.curves, model.stages).run,
+    "rtmdet": Benchmark((rtmdet.comparisons,)).run,
     "train": Benchmark((train.comparisons,), stages=train.stages).run,
     "mask-head": Benchmark((parts.comparisons,), parts.curves).run,
     "layers": layers.run,

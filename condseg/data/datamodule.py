@@ -16,6 +16,7 @@ from condseg.data.checking import broken_images
 from condseg.data.collate import collate
 from condseg.data.dataset import CocoDataset
 from condseg.data.files import data_root, find_files
+from condseg.data.mosaic import MosaicJitter
 from condseg.data.parts import part_of
 from condseg.data.sampler import GlobalBatchSampler
 from condseg.data.skipped import Skipped
@@ -89,6 +90,8 @@ class DataModule(pl.LightningDataModule):
         seed: of order and augmentation.
         depth: read depth maps, see :class:`CocoDataset`; set by tools/train.py if the network
             takes depth.
+        augmentation: of the training images, :class:`condseg.data.mosaic.MosaicJitter`, in place
+            of ``short_sides``, ``short_side_sampling``, ``flip``, ``crop`` and ``color_jitter``.
 
     Raises:
         DataNotFoundError: files are missing.
@@ -123,6 +126,7 @@ class DataModule(pl.LightningDataModule):
         on_broken_image: Literal["stop", "skip"] = "stop",
         seed: int = 0,
         depth: bool = False,
+        augmentation: MosaicJitter | None = None,
     ) -> None:
         super().__init__()
         for name, value, minimum in (
@@ -139,9 +143,16 @@ class DataModule(pl.LightningDataModule):
                 f"mask_fraction is {mask_fraction} with supervision {supervision}; allowed is "
                 "0..1 with mixed, else 1"
             )
-        self.train_transform = train_transform(
-            short_sides, max_long_side, short_side_sampling, flip, crop, color_jitter
+        self.train_transform = (
+            train_transform(
+                short_sides, max_long_side, short_side_sampling, flip, crop, color_jitter
+            )
+            if augmentation is None
+            else None
         )
+        if augmentation is not None and depth:
+            raise ValueError("augmentation is set, which depth does not support; null is allowed")
+        self.augmentation = augmentation
         self.val_short_side, self.max_long_side = val_short_side, max_long_side
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size, workers
         self.group_by_aspect, self.seed, self.depth = group_by_aspect, seed, depth
@@ -167,6 +178,7 @@ class DataModule(pl.LightningDataModule):
         """The training set, read on first use."""
         options: Any = {"seed": self.seed, "depth": self.depth, **self._targets}
         options["on_broken_image"] = "replace" if self.skip_broken else "stop"
+        options["augmentation"] = self.augmentation
         dataset = CocoDataset(*self.train_files, self.train_transform, **options)
         if dataset.categories != self.categories:
             train, val = set(dataset.categories), set(self.categories)

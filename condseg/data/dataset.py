@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from condseg.data.annotations import ImageRecord, read_annotations
 from condseg.data.images import read_depth, read_image
 from condseg.data.masks import from_layers, to_layers
+from condseg.data.mosaic import MosaicJitter, Part
 from condseg.data.records import SharedList
 from condseg.data.sampler import Key
 from condseg.data.transforms import seed_transform
@@ -37,6 +38,7 @@ class CocoDataset(Dataset[Sample]):
         image_dir: folder to which its ``file_name`` entries are relative. Images without height and
             width in the json have those of the file, upright.
         transform: of ``condseg.data.transforms``; None changes nothing.
+        augmentation: of several images, instead of the transform.
         skip_empty: skip images without objects (or with crowds only), as detectron2 and CondInst
             do in training.
         seed: of random transforms, with (epoch, position).
@@ -74,10 +76,11 @@ class CocoDataset(Dataset[Sample]):
         mask_fraction: float = 1.0,
         depth: bool = False,
         on_broken_image: Broken = "stop",
+        augmentation: MosaicJitter | None = None,
     ) -> None:
         self.annotation_file = Path(annotation_file)
         self.image_dir = Path(image_dir)
-        self.transform = transform
+        self.transform, self.augmentation = transform, augmentation
         self.seed = seed
         self.depth = depth
         self.on_broken_image = on_broken_image
@@ -105,20 +108,24 @@ class CocoDataset(Dataset[Sample]):
     def __getitem__(self, key: int | Key) -> Sample:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         record, image, maps, broken = self._read_or_replace(index)
-        layers = to_layers(record.segmentations, record.size)
-        # (n, 5): x1, y1, x2, y2, position of the object
-        box_rows = [(*box, n) for n, box in record.boxes.items()]
-        box_only = np.array(box_rows, np.float32).reshape(-1, 5)
-        if self.transform is not None:
+        part = _part_of(record, image)
+        if self.augmentation is not None:
+
+            def read(other: int) -> Part:
+                return part if other == index else _part_of(*self._read_or_replace(other)[:2])
+
+            part = self.augmentation(read, index, len(self), (self.seed, epoch))
+        elif self.transform is not None:
             seed_transform(self.transform, self.seed, epoch, index)
-            result = self.transform(image=image, masks=layers, bboxes=box_only, **maps)
-            image, layers = result["image"], np.asarray(result["masks"])
+            result = self.transform(image=part.image, masks=part.layers, bboxes=part.boxes, **maps)
             box_only = np.asarray(result["bboxes"], np.float32).reshape(-1, 5)
+            part = Part(result["image"], np.asarray(result["masks"]), part.labels, box_only)
             maps = {name: result[name] for name in maps}
-        objects, masks, boxes = from_layers(layers, len(record.labels))
-        if len(box_only):
-            objects, masks, boxes = _add_box_only(objects, masks, boxes, box_only)
-        labels = torch.tensor(record.labels, dtype=torch.int64)[torch.from_numpy(objects)]
+        image = part.image
+        objects, masks, boxes = from_layers(part.layers, len(part.labels))
+        if len(part.boxes):
+            objects, masks, boxes = _add_box_only(objects, masks, boxes, part.boxes)
+        labels = torch.tensor(part.labels, dtype=torch.int64)[torch.from_numpy(objects)]
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             targets=Targets(torch.from_numpy(boxes), labels, torch.from_numpy(masks)),
@@ -129,7 +136,7 @@ class CocoDataset(Dataset[Sample]):
                 size=(image.shape[0], image.shape[1]),
             ),
             depth=torch.from_numpy(maps["depth"].astype(np.float32)) if self.depth else None,
-            lost_objects=len(record.labels) - len(objects),
+            lost_objects=len(part.labels) - len(objects),
             broken=broken,
         )
 
@@ -224,6 +231,12 @@ class CocoDataset(Dataset[Sample]):
                 f"{sum(map(len, by_folder.values()))} {kind} files are missing: {few}"
                 f"{', ...' if len(missing) > 3 else ''}"
             )
+
+
+def _part_of(record: ImageRecord, image: np.ndarray) -> Part:
+    box_rows = [(*box, n) for n, box in record.boxes.items()]
+    boxes = np.array(box_rows, np.float32).reshape(-1, 5)
+    return Part(image, to_layers(record.segmentations, record.size), record.labels, boxes)
 
 
 def _read_image(path: Path, size: Size) -> np.ndarray:

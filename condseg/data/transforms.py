@@ -83,7 +83,7 @@ def resize_transform(short_side: int, max_long_side: int) -> A.Compose:
         ValueError: a length is below 1, or the maximum below the short side.
     """
     check_sides((short_side,), max_long_side)
-    return _compose([ResizeShortSide((short_side,), max_long_side)])
+    return compose([ResizeShortSide((short_side,), max_long_side)])
 
 
 def train_transform(
@@ -117,10 +117,10 @@ def train_transform(
     if color_jitter:
         span = (1 - color_jitter, 1 + color_jitter)
         steps.append(A.ColorJitter(span, span, span, (-color_jitter / 10, color_jitter / 10)))
-    return _compose(steps)
+    return compose(steps)
 
 
-def _compose(steps: list[A.BasicTransform]) -> A.Compose:
+def compose(steps: list[A.BasicTransform]) -> A.Compose:
     """Boxes are xyxy in pixels, then any values; boxes below 1 pixel wide or high are dropped."""
     boxes = A.BboxParams("pascal_voc", label_fields=[], min_width=1, min_height=1)
     return A.Compose(steps, bbox_params=boxes, additional_targets=_DEPTH)

@@ -18,6 +18,7 @@ def build_module(
     dense_loss: DenseLoss | None = None,
     backbone_lr: float = 1.0,
     attention_lr: float = 1.0,
+    decay_biases: bool = True,
 ) -> CondInstModule:
     """Build the LightningModule; a configuration's ``model`` has these arguments.
 
@@ -30,6 +31,7 @@ def build_module(
         dense_loss: the loss of classes and boxes; default: that of the network's head.
         backbone_lr: factor of the backbone's learning rate.
         attention_lr: factor of the attentions' learning rate, in addition to their layers' own.
+        decay_biases: whether biases have weight decay; norms have none.
 
     Raises:
         ValueError: ``dense_loss`` is for another head.
@@ -44,7 +46,7 @@ def build_module(
     semantic_loss = SemanticLoss() if network.mask_branch.has_semantic_branch else None
     criterion = Criterion(loss, mask_loss, semantic_loss)
     parts = (network, criterion, postprocess, optimizer, schedule)
-    return CondInstModule(*parts, backbone_lr, attention_lr)
+    return CondInstModule(*parts, backbone_lr, attention_lr, decay_biases)
 
 
 # A configuration has the arguments of build_condinst in place of CondInst's parts.

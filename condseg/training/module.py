@@ -34,6 +34,7 @@ class CondInstModule(LightningModule):
         schedule: builds its learning-rate schedule, stepped once per optimizer step.
         backbone_lr: factor of the backbone's learning rate.
         attention_lr: factor of the attentions' learning rate, in addition to their layers' own.
+        decay_biases: whether biases have weight decay.
 
     Attributes:
         recipe: plain data from which :func:`condseg.zoo.checkpoint.restore` rebuilds the model;
@@ -49,6 +50,7 @@ class CondInstModule(LightningModule):
         schedule: ScheduleFactory,
         backbone_lr: float = 1.0,
         attention_lr: float = 1.0,
+        decay_biases: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,6 +60,7 @@ class CondInstModule(LightningModule):
         self.schedule = schedule
         self.backbone_lr = backbone_lr
         self.attention_lr = attention_lr
+        self.decay_biases = decay_biases
         self.recipe: dict[str, Any] | None = None
         self._evaluator: CocoEvaluator | None = None
         self._val_losses = MeanLosses()
@@ -137,7 +140,7 @@ class CondInstModule(LightningModule):
         rank_zero_info(f"\nvalidation after {self.global_step} steps\n{report.table()}\n")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(parameter_groups(self.network))
+        optimizer = self.optimizer(parameter_groups(self.network, self.decay_biases))
         scale_learning_rates(optimizer, self.backbone_lr, self.attention_lr)
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):

@@ -13,6 +13,7 @@ from support import tiny
 from condseg.cli.train import CommandLine
 from condseg.layers import DeformConv2d, DyConv2d, DynamicDilatedPyramid2d, ODConv2d
 from condseg.models.heads.rtmdet import RTMDetHead
+from condseg.models.mask.rtmdet import RTMDetMaskHead
 from condseg.models.pyramids.bifpn import BiFPNBlock
 from condseg.training.callbacks import ExponentialAveraging
 from condseg.training.module import CondInstModule
@@ -117,6 +118,19 @@ def test_rtmdet(tmp_path: Path) -> None:
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["lr"] * 256 / cli.datamodule.batch_size == 0.004
     assert build(tmp_path, *args, "--config=tabletop.yaml").trainer.max_steps == 1500
+
+
+def test_rtmdets_training(tmp_path: Path) -> None:
+    files = ("--config=rtmdet_ins_tiny.yaml", "--config=schedule_rtmdet.yaml")
+    cli = build(tmp_path, *files, "--data.batch_size=8")
+    assert isinstance(cli.model.network.mask_head, RTMDetMaskHead)
+    assert cli.datamodule.train_dataset.augmentation.mosaic_epochs == 280
+    assert cli.datamodule.train_dataset[0].image.shape == (3, 640, 640)
+    assert not cli.model.decay_biases
+    assert cli.model.criterion.mask_loss.max_proposals is None
+    optimizer, factors = optimizer_and_factors(cli, 0, 1000, 68_700, 137_400)
+    assert factors == pytest.approx([1e-5, 1, 1, 0.05])
+    assert optimizer.defaults["lr"] == 0.004
 
 
 def test_quickstart(tmp_path: Path) -> None:

@@ -53,3 +53,18 @@ def test_groups_of_odconv() -> None:
     assert [group["name"] for group in groups] == order
     for group in groups:
         assert ("weight_decay" in group) == ("norm" in group["name"])
+
+
+def test_biases_without_weight_decay() -> None:
+    model = network(ODConv2d)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {
+        names[id(p)]
+        for group in parameter_groups(model, decay_biases=False)
+        for p in group["params"]
+        if "weight_decay" not in group
+    }
+    biases = {name for name in names.values() if name.endswith("bias")}
+    norms = {name for name in names.values() if ".bn." in name or name.startswith("backbone.1.")}
+    assert decayed == set(names.values()) - biases - norms
+    assert len(decayed) < len(names)

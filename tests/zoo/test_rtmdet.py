@@ -1,7 +1,10 @@
 """RTMDet-Ins of mmdetection: the tensors and figures of the five sizes, and what they compute."""
 
+import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from condseg.inference.predictor import Predictor
 from condseg.models import CondInst
-from condseg.models.backbones.files import load_strict
+from condseg.models.backbones.files import load_strict, read_state
 from condseg.zoo.checkpoint import build, restore_content
 from condseg.zoo.detectors import import_detector
 from condseg.zoo.pretrained import convert
@@ -129,3 +132,47 @@ def test_what_is_not_supported_is_named(change: Callable[[State], None], message
     change(state)
     with pytest.raises(ValueError, match=message):
         import_detector(state, "x")
+
+
+def test_records_of_losses_are_read_without_mmengine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in mmengine's checkpoints, in torch's format before 1.6, with its methods by getattr."""
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self._log_history = np.arange(3.0)
+            self.statistics_methods = {"min": HistoryBuffer.min, "mean": np.float64(1.5)}
+
+        def min(self) -> float:
+            return 0.0
+
+    module = ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    HistoryBuffer.__module__ = module.__name__
+    HistoryBuffer.__qualname__, HistoryBuffer.min.__qualname__ = (
+        "HistoryBuffer",
+        "HistoryBuffer.min",
+    )
+    HistoryBuffer.min.__module__ = module.__name__
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    content = {
+        "meta": {"epoch": 300, "dataset_meta": {"PALETTE": [(220, 20, 60)]}},
+        "state_dict": {"backbone.x": torch.arange(3.0)},
+        "message_hub": {"log_scalars": OrderedDict(loss=HistoryBuffer())},
+    }
+    for zipped in (True, False):
+        path = tmp_path / f"{zipped}.pth"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, module.__name__)
+            assert read_state(path)["backbone.x"].tolist() == [0, 1, 2]
+    torch.save({"a": Hidden()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds getattr, and pickled code is never executed"):
+        read_state(tmp_path / "x.pth")
+
+
+class Hidden:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return getattr, ("", "format")

@@ -26,6 +26,22 @@ _NUMPY: list[Any] = [
     np.dtype,
     *(type(np.dtype(code)) for code in "efdbhilqB?"),
 ]
+
+
+class _History:
+    """In place of mmengine's ``HistoryBuffer``, the course of a loss, of which nothing is used."""
+
+
+def _method(owner: Any, name: str) -> None:
+    """In place of ``getattr``, by which its methods are pickled."""
+    if owner is not _History:
+        raise pickle.UnpicklingError("Unsupported global: GLOBAL getattr")
+
+
+_MMENGINE: list[Any] = [
+    (_History, "mmengine.logging.history_buffer.HistoryBuffer"),
+    *((_method, f"{module}.getattr") for module in ("builtins", "__builtin__")),
+]
 _ARCHIVE = b"PK\x03\x04"
 
 
@@ -36,15 +52,15 @@ def read_pickled(path: Path, what: str, device: str | torch.device = "cpu") -> A
     before 1.6 has none, nor has a file written after ``set_crc32_options(False)``.
 
     Raises:
-        ValueError: a damaged file, or one that holds more than tensors, numpy arrays and plain
-            data (the message names what was refused).
+        ValueError: a damaged file, or one that holds more than tensors, numpy arrays, plain data
+            and mmengine's records of losses (the message names what was refused).
     """
     try:
         with path.open("rb") as stream:
             archive = stream.read(len(_ARCHIVE)) == _ARCHIVE  # as torch.load decides
         if archive:
             _check_records(path)
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(_NUMPY + _MMENGINE):
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +88,12 @@ def calibrate_norms_(network: nn.Module, run: Callable[[], object]) -> None:
         norm.eval().momentum = momentum
 
 
-def predictor(network: CondInst, shapes: Shapes, device: torch.device) -> Predictor:
+def predictor(network: CondInst, shapes: Shapes, device: torch.device, **options: Any) -> Predictor:
     """The whole evaluation by a network.
 
     Scores of random weights mean nothing, so the threshold is set to let as many candidates pass
     as a trained model has at 0.05; NMS and the limit of detections are the defaults.
+    ``options`` are further ones of the post-process.
     """
     with torch.inference_mode():
         dense = network(batch(shapes.image, 1).images.to(device), [shapes.image])
@@ -101,6 +103,7 @@ def predictor(network: CondInst, shapes: Shapes, device: torch.device) -> Predic
         candidate_threshold=threshold(scores, count),
         max_detections=shapes.detections,
         pre_nms_topk=count,
+        **options,
     )
     classes = tuple(Category(k + 1, f"class {k}") for k in range(CLASSES))
     sides = min(shapes.image), max(shapes.image)
