@@ -40,6 +40,7 @@ def backward(backbone: Backbone, images: Tensor) -> None:
         ("cspnext_tiny", (96, 192, 384)),
         ("convnext_atto", (80, 160, 320)),
         ("mobilenetv3_small_050", (16, 24, 288)),
+        ("swin_tiny_patch4_window7_224", (192, 384, 768)),
     ],
 )
 def test_maps_have_strides_8_16_32(name: str, channels: tuple[int, ...]) -> None:
@@ -167,6 +168,7 @@ def test_a_copy_stays_frozen() -> None:
         ("resnet18", {"freeze_stages": 6}, "freeze_stages=6"),
         ("resnet18", {"weights": "imagenet", "style": "caffe"}, "torchvision's"),
         ("resnet18", {"weights": "imagenet", "width": 8}, "torchvision's"),
+        ("maxvit_rmlp_pico_rw_256", {}, r"takes images of one size only \(width \(12\) must be"),
         ("hrnet_w18_small", {}, "no module stem, the end of its stage 1: freeze_stages must be 0"),
         ("tf_efficientnet_lite0", {"style": "caffe"}, "style, width and stem_width are for resnet"),
     ],

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from condseg.models.backbones import imagenet
@@ -96,11 +97,14 @@ def timm_network(name: str, weights: str | None) -> FeatureNetwork:
         )
     if weights == "imagenet_v2":
         raise ValueError(f"weights={weights!r} are torchvision's; {name} has imagenet, or a file")
+    options: dict[str, Any] = {"features_only": True}
+    if plain.startswith("swin"):
+        options["strict_img_size"] = False
     if weights == "imagenet" and not imagenet.is_lite(plain):
-        network = imagenet.timm_network(plain, features_only=True)
+        network = imagenet.timm_network(plain, **options)
     else:
         try:
-            network = timm.create_model(plain, features_only=True)
+            network = timm.create_model(plain, **options)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"name={name!r}: timm has no feature maps of it: {error}") from error
         if weights is not None:
@@ -109,9 +113,22 @@ def timm_network(name: str, weights: str | None) -> FeatureNetwork:
     normalization = IMAGENET
     if (config := timm.get_pretrained_cfg(plain)) is not None:
         normalization = (tuple(255 * m for m in config.mean), tuple(255 * s for s in config.std))
+        if config.fixed_input_size and {8, 16, 32} <= set(network.feature_info.reduction()):
+            _check_sizes(network, name)
     info = network.feature_info
     ends = {round(math.log2(entry["reduction"])): entry["module"] for entry in info.info}
     return FeatureNetwork(network, ends, info.reduction(), info.channels(), normalization)
+
+
+def _check_sizes(network: nn.Module, name: str) -> None:
+    """Raises ValueError if a network does not take images of any size."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, 64, 96))
+    except (AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"name={name!r}: takes images of one size only ({reason})") from error
+    network.train()
 
 
 def read_file(weights: str | None, dynamic: bool) -> tuple[dict[str, Tensor] | None, str]:
