@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from support import foreign
-from support.loopback import serving
+from support.loopback import serving, use_hub
 from support.networks import tiny_backbone
 from torchvision.models import ResNet18_Weights
 
@@ -71,12 +72,10 @@ def test_without_a_server_one_message_says_what_to_do(server, tmp_path):
     assert "\n" not in message
 
 
-def test_timm_weights_that_cannot_be_downloaded(monkeypatch):
-    def offline(*_, **__):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"huggingface.co/timm/mobilenetv3.*no route.*null"):
+def test_timm_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it is tried again"))
+    with pytest.raises(ValueError, match=r"huggingface.co/timm/mobilenetv3.*refused.*null"):
         Backbone("mobilenetv3_small_100", "imagenet")
 
 

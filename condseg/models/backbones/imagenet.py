@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlparse
@@ -110,11 +111,24 @@ def timm_network(name: str, **options: Any) -> Any:
     if listed is None or not (listed.has_weights or listed.hf_hub_id or listed.url):
         raise ValueError(f"weights: timm has no ImageNet weights for {name}; give a file or null")
     try:
+        if listed.hf_hub_id:
+            _reach_hub(listed.hf_hub_id.partition("@")[0])
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises many types, not all of them OSError
         url = f"https://huggingface.co/{listed.hf_hub_id}" if listed.hf_hub_id else listed.url
         how = "give the file as --model.network.backbone.weights PATH"
         _cannot_download(name, url, how, error)
+
+
+def _reach_hub(repository: str) -> None:
+    """Fails at once without a connection, where timm's download would try again and again."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        with suppress(EntryNotFoundError):
+            get_hf_file_metadata(hf_hub_url(repository, files[0]))
 
 
 def _cannot_download(name: str, url: str, how: str, error: Exception) -> NoReturn:
