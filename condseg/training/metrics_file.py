@@ -76,6 +76,14 @@ class MetricsLogger(CSVLogger):
         return self._experiment
 
 
+class EventsLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger, without an empty ``hparams.yaml`` or file of events."""
+
+    def save(self) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
+
+
 def run_loggers(run: Path, first_step: int, tensorboard: bool = True) -> list[Logger]:
     """``metrics.csv`` and TensorBoard's events in the folder of a run.
 
@@ -91,7 +99,7 @@ def run_loggers(run: Path, first_step: int, tensorboard: bool = True) -> list[Lo
     loggers: list[Logger] = [MetricsLogger(*folders, first_step)]
     if tensorboard:
         purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
-        loggers.append(TensorBoardLogger(*folders, default_hp_metric=False, **purge))
+        loggers.append(EventsLogger(*folders, default_hp_metric=False, **purge))
     return loggers
 
 

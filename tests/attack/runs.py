@@ -193,7 +193,6 @@ def folder_damages(state: State) -> st.SearchStrategy[tuple[str, Damage]]:
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
         "config.yaml",
-        "hparams.yaml",
     ]
     return st.tuples(st.sampled_from(names), damages(*ANY_DAMAGE))
 

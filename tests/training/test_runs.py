@@ -14,7 +14,7 @@ from support import tiny
 
 from condseg.training.checkpoint_io import AtomicCheckpointIO
 from condseg.training.config_differences import check_same_network, differences
-from condseg.training.metrics_file import MetricsLogger
+from condseg.training.metrics_file import MetricsLogger, run_loggers
 from condseg.training.runs import (
     lock_run,
     newest_checkpoint,
@@ -151,6 +151,20 @@ def four_steps(tmp_path: Path) -> Path:
     for step in range(4):
         logger.log_metrics({"x": float(step)}, step)
     return tmp_path / "a/version_0/metrics.csv"
+
+
+def test_a_run_that_logs_nothing_leaves_no_empty_files(tmp_path: Path) -> None:
+    for logger in run_loggers(tmp_path / "tiny/version_0", 0):
+        logger.save()
+        logger.finalize("success")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    metrics, events = run_loggers(tmp_path / "tiny/version_0", 0)
+    for logger in (metrics, events):
+        logger.log_metrics({"train/loss": 1.0}, 0)
+        logger.save()
+        logger.finalize("success")
+    kinds = {path.name.split(".")[0] for path in tmp_path.rglob("*") if path.is_file()}
+    assert kinds == {"metrics", "events"}
 
 
 def test_a_resumed_run_continues_its_metrics(four_steps: Path, tmp_path: Path) -> None:
