@@ -73,8 +73,15 @@ def size_of(model: PublishedModel, timeout: float = 60.0) -> int:
         Exception: of many types, also if the server states none.
     """
     url = address(model)
-    if not model.on_hub:
-        return promised_size(url, timeout)
+    return hub_size(url, timeout) if model.on_hub else promised_size(url, timeout)
+
+
+def hub_size(url: str, timeout: float = 60.0) -> int:
+    """The size in bytes that the hub states for a file, with a SHA-256.
+
+    Raises:
+        Exception: of many types, also if the server states none.
+    """
     promised = get_hf_file_metadata(url, timeout=timeout)  # the download would retry if offline
     if promised.size is None or not re.fullmatch("[0-9a-f]{64}", promised.etag or ""):
         raise DownloadError("the server sends no size and SHA-256 of the file; it is no hub")
@@ -116,7 +123,7 @@ def _download(model: PublishedModel) -> Path:
         size = size_of(model)
         print(f"downloading {size / 1e6:.1f} MB from {url}", file=sys.stderr)
         if model.on_hub:
-            return _from_hub(model, size)
+            return hub_file(model.folder, model.file, size)
         path = _torch_cache(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f".{path.name}.lock")), progress_bars() as progress:
@@ -134,11 +141,13 @@ def _download(model: PublishedModel) -> Path:
 def _by_hand(model: PublishedModel) -> str:
     """What to do with a file that was downloaded by other means."""
     if model.on_hub:
-        return "convert it with tools/convert.py"
-    return f"put it at {_torch_cache(model)}, or convert it with tools/convert.py"
+        return "convert it with 'condseg convert'"
+    return f"put it at {_torch_cache(model)}, or convert it with 'condseg convert'"
 
 
-def _from_hub(model: PublishedModel, limit: int) -> Path:
+def hub_file(repository: str, file: str, limit: int) -> Path:
+    """Downloads a file of the hub, which is checked by its size and SHA-256."""
+
     class LimitedBar(tqdm):
         """The client tells its bar of each chunk before it writes the chunk."""
 
@@ -152,4 +161,4 @@ def _from_hub(model: PublishedModel, limit: int) -> Path:
                 )
             return super().update(n)
 
-    return Path(hf_hub_download(model.folder, model.file, tqdm_class=LimitedBar))
+    return Path(hf_hub_download(repository, file, tqdm_class=LimitedBar))

@@ -22,6 +22,7 @@ from condseg.zoo.checkpoint import (
     build,
     check_content,
     check_fit,
+    load,
     network_state,
     newest_best,
     recipe_of,
@@ -31,6 +32,7 @@ from condseg.zoo.checkpoint import (
 from condseg.zoo.detectors import import_detector
 from condseg.zoo.hub import fetch_model
 from condseg.zoo.registry import DEFAULT_MODEL, MODELS, unknown_model
+from condseg.zoo.remote import fetch_checkpoint, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ def open_model(
 ) -> Restored:
     """A trained model: of a checkpoint, a published one, or by default the newest run's best.
 
+    The checkpoint is a path, an address, or of the Hugging Face hub, see ``condseg.zoo.remote``.
     Without any run, the default is ``registry.DEFAULT_MODEL``. ``offline`` downloads nothing.
 
     Raises:
@@ -113,6 +116,9 @@ def open_model(
     if checkpoint is not None and model is not None:
         raise ValueError(f"--checkpoint {checkpoint} and --model {model}: only one is allowed")
     if model is None and (file := checkpoint or newest_best()):
+        if is_remote(str(file)):
+            path = fetch_checkpoint(str(file), offline=offline)
+            return restore_content(load(path), f"checkpoint {file}")
         return restore(file)
     try:
         content = model_content(model or DEFAULT_MODEL, offline=offline)
@@ -121,7 +127,7 @@ def open_model(
             raise
         raise ValueError(
             f"no --checkpoint, none under runs/, and {DEFAULT_MODEL} is not available: {error}. "
-            "Train one in minutes: 'python tools/train.py --config quickstart.yaml'"
+            "Train one in minutes: 'condseg train --config quickstart'"
         ) from error
     return restore_content(content, f"model {model or DEFAULT_MODEL}")
 
@@ -132,7 +138,7 @@ def start_content(source: str) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read or downloaded.
     """
-    path = Path(source)
+    path = fetch_checkpoint(source) if is_remote(source) else Path(source)
     if not path.is_file():
         if source in MODELS:
             return model_content(source)
