@@ -18,7 +18,18 @@ ROBOFLOW = "_annotations.coco.json"
 
 
 class DataNotFoundError(FileNotFoundError):
-    """Files of a data set are missing; the message says how to get or name them."""
+    """Files of a data set are missing; the message says how a training names them.
+
+    Attributes:
+        problem: which are missing.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(
+            f"{name}: {problem}. Own data are set by --data, a folder or a json in COCO format; "
+            "'condseg download' gets COCO, and '--config tabletop' trains on the sample set"
+        )
+        self.problem = problem
 
 
 def data_root(name: str) -> Path:
@@ -54,18 +65,18 @@ def find_files(
         ValueError: the json is wrong.
     """
     if annotations is None and not root.exists():
-        raise _not_found("data.root", f"{root} does not exist")
+        raise DataNotFoundError("data.root", f"{root} does not exist")
     folder = root.parent if root.is_file() else root
     if annotations is not None:
         json = Path(annotations)
         if not part_of(json)[0].is_file():
-            raise _not_found(f"{split}_annotations", f"{json} does not exist")
+            raise DataNotFoundError(f"{split}_annotations", f"{json} does not exist")
     else:
         json = _find_json(root, split, divide)
     if images is None:
         return json, _find_images(folder, split, json)
     if not Path(images).is_dir():
-        raise _not_found(f"{split}_images", f"{images} does not exist")
+        raise DataNotFoundError(f"{split}_images", f"{images} does not exist")
     return json, Path(images)
 
 
@@ -79,7 +90,7 @@ def _find_json(root: Path, split: Split, divide: bool) -> Path:
     if found is not None:
         return found
     here = ", ".join(map(str, _jsons(root))) or "no json"
-    raise _not_found(
+    raise DataNotFoundError(
         f"{split}_annotations",
         f"none of {root}/annotations/instances_{split}.json, {root}/instances_{split}.json, "
         f"{root}/{split}/{ROBOFLOW} or a single json is in {root}, which has {here}",
@@ -125,7 +136,7 @@ def _find_images(root: Path, split: Split, json: Path) -> Path:
     for folder in itertools.chain(folders, _folders_below(root)):
         if folder.is_dir() and (not isinstance(name, str) or (folder / name).is_file()):
             return folder
-    raise _not_found(
+    raise DataNotFoundError(
         f"{split}_images", f"no folder in {root} has the first image of {json}, {name}"
     )
 
@@ -135,11 +146,3 @@ def _folders_below(root: Path) -> Iterator[Path]:
     for path, folders, _ in os.walk(root):
         folders.sort()
         yield from (Path(path, folder) for folder in folders)
-
-
-def _not_found(name: str, problem: str) -> DataNotFoundError:
-    return DataNotFoundError(
-        f"{name}: {problem}. Own data are set by --data, a folder or a json in COCO format; COCO "
-        "is downloaded by `python tools/download_coco.py`, and `--config tabletop.yaml` trains on "
-        "the sample set"
-    )

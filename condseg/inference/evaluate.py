@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from condseg.data.collate import collate
 from condseg.data.datamodule import one_thread
 from condseg.data.dataset import CocoDataset
-from condseg.data.files import data_root, find_files
+from condseg.data.files import DataNotFoundError, data_root, find_files
 from condseg.evaluation import CocoEvaluator, Report
 from condseg.inference.predictor import Predictor
 from condseg.inference.stages import Stages
@@ -149,7 +149,13 @@ def _val_files(
     if data is None and annotations is None and images is None:
         annotations, images = trained.get("val_annotations"), trained.get("val_images")
         data = trained.get("root")
-    return find_files(data_root(data or "."), "val", annotations, images)
+    try:
+        return find_files(data_root(data or "."), "val", annotations, images)
+    except DataNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.problem}; --data (a folder, or tabletop), or --annotations and --images name "
+            "the set to evaluate"
+        ) from error
 
 
 @contextmanager

@@ -73,8 +73,8 @@ class Predictor:
         path = path or newest_best()
         if path is None:
             raise ValueError(
-                "no --checkpoint, and none under runs/; train one in minutes: 'python "
-                "tools/train.py --config quickstart.yaml'"
+                "no --checkpoint, and none under runs/; train one in minutes: 'condseg train "
+                "--config quickstart'"
             )
         return cls(restore(path), *settings, **options)
 

@@ -131,7 +131,7 @@ def test_without_a_checkpoint_the_message_says_how_to_get_one(folder, monkeypatc
     monkeypatch.setitem(MODELS, DEFAULT_MODEL, nowhere)
     message = tiny.error(main, ["a/x.jpg"], capsys)
     assert "rtmdet_ins_m is not available: http://127.0.0.1:9" in message
-    assert "tools/train.py --config quickstart.yaml" in message
+    assert "condseg train --config quickstart" in message
 
 
 def test_a_published_model_by_its_name(folder, monkeypatch, capsys):

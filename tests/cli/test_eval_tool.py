@@ -94,7 +94,11 @@ def test_two_processes_equal_one(paths, tmp_path):
     ("args", "message"),
     [
         (["--checkpoint", "absent.ckpt"], "absent.ckpt"),
-        (["--data", "absent"], "absent"),
+        (
+            ["--data", "absent"],
+            "absent does not exist; --data (a folder, or tabletop), or --annotations "
+            "and --images name the set to evaluate",
+        ),
         (["--score_threshold", "7"], "score_threshold is 7.0"),
         (["--workers", "-1"], "workers"),
         (["--precision", "bf16"], "precision is 'bf16'; 32-true or bf16-mixed is allowed"),

@@ -96,18 +96,11 @@ def test_short_options() -> None:
     assert config_path("quickstart") == CONFIGS / "quickstart.yaml"
 
 
-def test_help_names_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        CommandLine(["--help"])
-    (text,) = [part for part in capsys.readouterr().out.split("\n  --") if part[:9] == "data PATH"]
-    assert "folder of own images" in text
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--data"], "--data needs a value"),
-        (["--data=/nowhere"], "single json is in /nowhere, which has no json. Own data are set by"),
+        (["--data=/nowhere"], "data.root: /nowhere does not exist. Own data are set by --data"),
         (["--config=quickstart", "--name=a/b"], "--name is 'a/b'; a folder's name is allowed"),
     ],
 )

@@ -54,7 +54,7 @@ def test_supported_layouts(tmp_path, names):
 def test_missing_files_message(tmp_path):
     with pytest.raises(DataNotFoundError) as error:
         DataModule(str(tmp_path))
-    for part in ("python tools/download_coco.py", "--config tabletop.yaml", str(tmp_path)):
+    for part in ("condseg download", "--config tabletop", str(tmp_path)):
         assert part in str(error.value)
 
 
