@@ -20,9 +20,11 @@ from condseg.inference import SCORE_THRESHOLD
 from condseg.inference.inputs import ImageSource, read_source
 from condseg.inference.instances import Instances
 from condseg.inference.predictor import Predictor
+from condseg.zoo.allowed import allowing
 from condseg.zoo.checkpoint import best_of, newest_best
 from condseg.zoo.pretrained import open_model
 from condseg.zoo.registry import DEFAULT_MODEL, MODELS, unknown_model
+from condseg.zoo.remote import is_remote
 
 DepthSource = str | os.PathLike[str] | NDArray[np.uint16]
 
@@ -33,32 +35,40 @@ def load(
     device: str = "auto",
     precision: str = "32-true",
     offline: bool = False,
+    allow: Sequence[str] = (),
 ) -> Model:
     """A trained model.
 
     Args:
-        model: path of a checkpoint or of an exported file (.onnx, .xml), or name of a published
-            model, which is downloaded the first time. None: the best checkpoint of the newest run
-            under ``runs/``, or ``rtmdet_ins_m`` if there is no run.
+        model: path of a checkpoint or of an exported file (.onnx, .xml), name of a published
+            model, address (http, https) of a checkpoint, or its place in the Hugging Face hub,
+            ``hf://user/repository[/file]`` or ``user/repository``; what is not local is downloaded
+            the first time. None: the best checkpoint of the newest run under ``runs/``, or
+            ``rtmdet_ins_m`` if there is no run.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "32-true", or "bf16-mixed", which is faster on hardware with bfloat16
             instructions and less accurate.
         offline: download nothing.
+        allow: packages or modules whose classes the checkpoint may name besides condseg's, torch's
+            and Lightning's; their code is run.
 
     Raises:
         ValueError: there is no such file or model, it cannot be read or downloaded, or a value is
             outside its range.
     """
-    if model is None:
-        restored, source = open_model(offline=offline), str(newest_best() or DEFAULT_MODEL)
-    elif Path(source := os.fspath(model)).suffix in EXPORTED:
-        return Model(open_predictor(source, device=device, precision=precision), source)
-    elif Path(source).exists():
-        restored = open_model(source)
-    elif source in MODELS:
-        restored = open_model(model=source, offline=offline)
-    else:
-        raise ValueError(f"model is {source!r}: no such file, and {unknown_model(source)}")
+    with allowing(allow):
+        if model is None:
+            restored, source = open_model(offline=offline), str(newest_best() or DEFAULT_MODEL)
+        elif Path(source := os.fspath(model)).suffix in EXPORTED:
+            return Model(open_predictor(source, device=device, precision=precision), source)
+        elif Path(source).exists():
+            restored = open_model(source)
+        elif source in MODELS:
+            restored = open_model(model=source, offline=offline)
+        elif is_remote(source):
+            restored = open_model(source, offline=offline)
+        else:
+            raise ValueError(f"model is {source!r}: no such file, and {unknown_model(source)}")
     return Model(Predictor(restored, device, precision=precision), source)
 
 
@@ -259,6 +269,7 @@ def train(
     batch_size: int | None = None,
     runs: str | os.PathLike[str] | None = None,
     name: str | None = None,
+    allow: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Trains a model, as the command does with the same arguments, and returns the best.
@@ -274,6 +285,8 @@ def train(
         batch_size: images of a step over all processes.
         runs: folder of the runs; by default ``runs``.
         name: folder of the run in it.
+        allow: packages or modules whose classes may be named besides condseg's, torch's and
+            Lightning's; their code is run.
         options: any other option by its name in configurations and on the command line, such as
             ``{"data.workers": 2, "model.optimizer.init_args.lr": 0.001}``.
 
@@ -300,6 +313,7 @@ def train(
     given = {key: value for key, value in named.items() if value is not None} | dict(options or {})
     command = CommandLine(
         [f"--config={os.fspath(file)}" for file in files]
+        + [f"--allow={package}" for package in allow]
         + [f"--{key}={_text(value)}" for key, value in given.items()]
     )
     command.fit()
@@ -307,7 +321,7 @@ def train(
     checkpoint = None if folder is None else best_of(folder / "checkpoints")
     if checkpoint is None:
         raise ValueError("the training has written no checkpoint")
-    return load(checkpoint)
+    return load(checkpoint, allow=allow)
 
 
 def _text(value: Any) -> str:

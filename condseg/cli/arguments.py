@@ -15,6 +15,7 @@ from condseg.cli.config_files import CONFIGS, read_config
 from condseg.cli.messages import silence_irrelevant_warnings
 from condseg.cli.own_data import HELP, Plan, expand
 from condseg.cli.parser import ConfigFile, Origin, Parser
+from condseg.cli.reference import HelpAll
 from condseg.data.datamodule import DataModule
 from condseg.models.postprocess import postprocess_arguments
 from condseg.training.build import build_module
@@ -27,8 +28,11 @@ from condseg.training.callbacks import (
 )
 from condseg.training.resume import ResumePoint
 from condseg.training.runs import newest_checkpoint
+from condseg.zoo.allowed import allowing
 from condseg.zoo.checkpoint import RECIPE, restrict_parsing
 from condseg.zoo.pretrained import start_content
+
+NOT_RECORDED = ("ckpt_path", "allow", "images")
 
 
 class TrainingArguments(LightningCLI):
@@ -44,11 +48,15 @@ class TrainingArguments(LightningCLI):
     def __init__(self, args: Sequence[str] | None = None) -> None:
         restrict_parsing()
         silence_irrelevant_warnings()
-        args = sys.argv[1:] if args is None else list(args)
-        self._origin = Origin.of(args)
-        self._plan = Plan.of(self._origin)
         self._resumed: ResumePoint | None = None
         self._start: Mapping[str, Any] | None = None
+        args = sys.argv[1:] if args is None else list(args)
+        self._origin = Origin.of(args)
+        with allowing(self._origin.allow):
+            self._parse_and_build(args)
+
+    def _parse_and_build(self, args: Sequence[str]) -> None:
+        self._plan = Plan.of(self._origin)
         if self._origin.ckpt_path == "last":
             self._resumed = ResumePoint.of(newest_checkpoint(self._origin.runs))
         elif self._origin.ckpt_path not in (None, "auto"):
@@ -69,6 +77,7 @@ class TrainingArguments(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = self.parser_class(**kwargs)
+        parser.add_argument("--help-all", action=HelpAll, help="print every option")
         parser.add_argument(
             "-c", "--config", action=ConfigFile, help="configuration file; may be repeated"
         )
@@ -117,6 +126,13 @@ class TrainingArguments(LightningCLI):
             help="folder of the run in trainer.default_root_dir; by default, the names of the "
             "configuration files, or that of the data",
         )
+        parser.add_argument("--images", metavar="PATH", help="folder of the images, for a json")
+        parser.add_argument(
+            "--allow",
+            metavar="PACKAGE",
+            help="package or module whose classes configurations and checkpoints may name, which "
+            "runs its code; also of the current folder; may be repeated",
+        )
         parser.add_argument(
             "--process_timeout",
             type=PositiveFloat,
@@ -161,7 +177,29 @@ class TrainingArguments(LightningCLI):
     def _record(self) -> dict[str, Any]:
         """The configuration as plain data, from which the same run can be started or resumed."""
         text = self.parser.dump(self.config, skip_none=False, format="yaml")
-        return {key: value for key, value in yaml.safe_load(text).items() if key != "ckpt_path"}
+        return {
+            key: value for key, value in yaml.safe_load(text).items() if key not in NOT_RECORDED
+        }
+
+
+class _OnlyParser(TrainingArguments):
+    """Ends when its parser is built."""
+
+    class Built(Exception):
+        """Its argument is the parser."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise self.Built(parser)
+
+
+def training_parser() -> LightningArgumentParser:
+    """The parser of a training without arguments."""
+    try:
+        _OnlyParser([])
+    except _OnlyParser.Built as built:
+        parser: LightningArgumentParser = built.args[0]
+        return parser
+    raise AssertionError("LightningCLI parses its arguments")
 
 
 def _list_of(config: Mapping[str, Any], name: str) -> list[Any]:

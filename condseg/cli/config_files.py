@@ -34,7 +34,7 @@ def config_path(name: str) -> Path:
             return path
     names = sorted(p.name for p in CONFIGS.glob("*.yaml"))
     raise ValueError(
-        f"no configuration {name}{did_you_mean(name, names)} There are {', '.join(names)}"
+        f"no configuration {name}{did_you_mean(name, names) or ';'} There are {', '.join(names)}"
     )
 
 

@@ -1,26 +1,28 @@
 """Writes a checkpoint as one file for other engines: from uint8 images to boxes and masks.
 
-python tools/export.py --checkpoint runs/quickstart/version_0/checkpoints/best.ckpt
-python tools/export.py --model condinst_r50_3x --format openvino --output out/r50.xml
+condseg export --checkpoint runs/quickstart/version_0/checkpoints/best.ckpt
+condseg export --model condinst_r50_3x --format openvino --output out/r50.xml
 
 The file is compared with PyTorch on images; the command ends with code 1 if they differ.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from condseg.cli.messages import command_parser
+from condseg.cli.messages import add_allow_option, command_parser
 from condseg.errors import user_errors
 from condseg.export import SUFFIXES, FileFormat, Masks
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Returns 1 if the file computes something else than PyTorch, else 0."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's options."""
     parser = command_parser(__doc__)
     parser.add_argument("--checkpoint", help="default: the newest run's best")
     parser.add_argument("--model", help="a published model, instead of --checkpoint")
     parser.add_argument("--offline", action="store_true", help="download nothing")
+    add_allow_option(parser)
     parser.add_argument("--format", choices=get_args(FileFormat), default="onnx")
     parser.add_argument("--output", help="the file; default: out/export/model with its suffix")
     parser.add_argument(
@@ -31,10 +33,16 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=Path, help="folder of images for the comparison")
     parser.add_argument("--no_verify", action="store_true", help="compare nothing")
-    options = parser.parse_args(args)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Returns 1 if the file computes something else than PyTorch, else 0."""
+    options = parser().parse_args(args)
     with user_errors("--no_verify"):
         from condseg.export.export import export, read_photographs
         from condseg.export.verify import table
+        from condseg.zoo.allowed import allowing
         from condseg.zoo.pretrained import open_model
         from condseg.zoo.registry import MODELS
 
@@ -43,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if path.suffix != suffix:
             raise ValueError(f"--output {path}: a file that ends with {suffix} is allowed")
         photographs = [] if options.no_verify else read_photographs(options.images)
-        restored = open_model(options.checkpoint, options.model, offline=options.offline)
+        with allowing(options.allow):
+            restored = open_model(options.checkpoint, options.model, offline=options.offline)
         print(restored)
         published = MODELS.get(options.model)
         licence = published.licence if published else "that of the checkpoint"

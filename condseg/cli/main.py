@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from condseg import __version__
-from condseg.cli.messages import did_you_mean
+from condseg.cli.help import TRAIN, asks_for_help
+from condseg.cli.messages import as_typed, did_you_mean
 
 COMMANDS = {
     "train": "train a model",
@@ -17,12 +18,13 @@ COMMANDS = {
     "convert": "convert another project's checkpoint",
     "models": "list the published models",
     "download": "download COCO 2017",
+    "completion": "completion of commands and options for your shell",
 }
 HELP = f"""condseg {__version__}: instance segmentation with dynamic convolutions
 
 usage: condseg COMMAND [options]      condseg COMMAND --help      condseg --version
 
-{"".join(f"  {name:<10}{text}{chr(10)}" for name, text in COMMANDS.items())}
+{"".join(f"  {name:<12}{text}{chr(10)}" for name, text in COMMANDS.items())}
   condseg train --data my/dataset
   condseg eval
   condseg predict street.jpg
@@ -51,9 +53,12 @@ def main(args: Sequence[str] | None = None) -> int | None:
     if args[0] not in COMMANDS:
         allowed = ", ".join(COMMANDS)
         sys.stderr.write(
-            f"error: unknown command {args[0]}{did_you_mean(args[0], COMMANDS)} "
+            f"error: unknown command {args[0]}{did_you_mean(args[0], COMMANDS) or ';'} "
             f"There are {allowed}\n"
         )
         return 2
+    if args[0] == "train" and asks_for_help(args[1:]):  # which needs no torch
+        print(as_typed(TRAIN), end="")
+        return None
     result = importlib.import_module(f"condseg.cli.{args[0]}").main(args[1:])
     return result if isinstance(result, int) else None

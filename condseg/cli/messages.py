@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from condseg.export import EngineName
+from condseg.zoo.allowed import forbidden
 
 UNKNOWN_KEY = re.compile(
     r"Group '(\S+)' does not accept option '(\S+)'"
@@ -26,8 +27,6 @@ UNKNOWN_KEY = re.compile(
 UNKNOWN_ARGUMENT = re.compile(r"Option '(\S+)' is not accepted")
 CLASS = re.compile(r"class_path[= ]'([\w.]+)'")
 UNKNOWN_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
-FORBIDDEN_CLASS = re.compile(r"Importing '(\S+)' is not allowed")
-
 
 SCRIPTS = {"predict": "demo", "download": "download_coco"}
 """Scripts in tools/ that are not named as their command."""
@@ -44,16 +43,26 @@ def command(name: str, *args: object) -> str:
     return shlex.join([*(["condseg", name] if _is_condseg() else script), *map(str, args)])
 
 
+def as_typed(text: str) -> str:
+    """A text with :func:`command` for each ``condseg NAME`` at the beginning of a line."""
+    return re.sub(
+        r"^( *(?:usage: )?)condseg (\w+)", lambda m: m[1] + command(m[2]), text, flags=re.M
+    )
+
+
 def _is_condseg() -> bool:
     path = Path(sys.argv[0])
     return path.stem == "condseg" or path.parts[-2:] == ("condseg", "__main__.py")
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser without abbreviations that shows the description as it is."""
+    """A parser without abbreviations that shows the description as it is.
+
+    A line of it that begins with a command begins with what the user types.
+    """
     return argparse.ArgumentParser(
         prog=f"condseg {sys.argv[1]}" if _is_condseg() else None,
-        description=description,
+        description=as_typed(description or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -61,15 +70,29 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that choose the model, its device and precision."""
-    parser.add_argument("--checkpoint", help="default: best of the newest run")
+    parser.add_argument(
+        "--checkpoint", help="path, address or hf://user/repository; default: best of newest run"
+    )
     parser.add_argument("--model", help="published model; rtmdet_ins_m if nothing is trained")
     parser.add_argument("--offline", action="store_true", help="download no model")
+    add_allow_option(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--precision", default="32-true", help="or bf16-mixed, often faster")
     parser.add_argument(
         "--engine",
         choices=get_args(EngineName),
         help="of an exported --checkpoint (.onnx, .xml); default: by its ending",
+    )
+
+
+def add_allow_option(parser: argparse.ArgumentParser) -> None:
+    """The option with the packages of :func:`condseg.zoo.allowed.allowing`."""
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="package whose classes the checkpoint may name, which runs its code; may be repeated",
     )
 
 
@@ -93,9 +116,8 @@ def one_line(message: str, keys: Iterable[str]) -> str:
         return f"{key}: {owner[1]} has no argument {match[1]}{did_you_mean(match[1], names)}"
     if match := UNKNOWN_CLASS.search(line):
         return f"{key}: {match[0]}{did_you_mean(match[2], dir(importlib.import_module(match[1])))}"
-    if match := FORBIDDEN_CLASS.search(line):
-        allowed = "condseg, torch.nn, torch.optim and lightning.pytorch"
-        return f"{key}: {match[1]} is not allowed; classes of {allowed} are"
+    if text := forbidden(line):
+        return f"{key}: {text}"
     return line
 
 
@@ -125,6 +147,11 @@ def silence_irrelevant_warnings() -> None:
     # The frozen stages of a backbone stay in evaluation mode.
     warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    hidden = ("Tip:", "TPU available")
-    log.addFilter(lambda record: not any(text in record.getMessage() for text in hidden))
+    for log in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(log).addFilter(_is_relevant)
+
+
+def _is_relevant(record: logging.LogRecord) -> bool:
+    # Lightning says that it stopped in the line of the progress bar.
+    texts = ("Tip:", "TPU available", "Seed set", "`Trainer.fit` stopped")
+    return not any(text in record.getMessage() for text in texts)

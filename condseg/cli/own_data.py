@@ -12,7 +12,11 @@ from condseg.cli.parser import Origin
 from condseg.data.files import data_root, find_files
 from condseg.training.plan import DataSummary, Machine, describe, plan
 
-SHORT = {"--data": ("data.root",), "--images": ("data.train_images", "data.val_images")}
+SHORT = {
+    "--data": ("data.root",),
+    "--images": ("data.train_images", "data.val_images"),
+    "--allow": (),  # read by Origin
+}
 BASE = "quickstart"
 """The configuration from which a plan differs."""
 
@@ -34,7 +38,8 @@ def expand(args: Sequence[str]) -> list[str]:
         if name in SHORT:
             value = value if equals else next(rest, "")
             if not value:
-                raise ValueError(f"{name} needs a value, such as {name} my/folder")
+                example = "my_package" if name == "--allow" else "my/folder"
+                raise ValueError(f"{name} needs a value, such as {name} {example}")
             expanded += [f"--{option}={value}" for option in SHORT[name]]
         else:
             expanded.append(argument)

@@ -15,6 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from condseg.cli.config_files import config_path, read_config
 from condseg.cli.messages import one_line, unknown_key
 
+NOT_IN_FILES = {"config", "print_config", "help", "allow", "images"}
+"""Options of the command line alone."""
+
 
 class Parser(LightningArgumentParser):
     """Lightning's parser with errors of one line, as ValueError."""
@@ -65,7 +68,7 @@ def _check_first_level(path: Path, keys: Sequence[str]) -> None:
     """jsonargparse ignores an unknown key of the first level without keys below it, and a list in
     place of a group.
     """
-    names = {key.split(".")[0] for key in keys} - {"config", "print_config", "help"}
+    names = {key.split(".")[0] for key in keys} - NOT_IN_FILES
     groups = {key.split(".")[0] for key in keys if "." in key}
     for key, value in read_config(path).items():
         if key.rstrip("+") not in names:
@@ -84,6 +87,7 @@ class Origin:
         ckpt_path: see ``--ckpt_path``.
         init_from: see ``--init_from``.
         name: see ``--name``.
+        allow: see ``--allow``; not read from files, which may be another's.
         data, images: of ``--data`` and ``--images``.
         train_annotations, train_images, val_annotations, val_images: of the options ``--data.*``.
     """
@@ -93,6 +97,7 @@ class Origin:
     ckpt_path: str | None = None
     init_from: str | None = None
     name: str | None = None
+    allow: tuple[str, ...] = ()
     data: str | None = None
     images: str | None = None
     train_annotations: str | None = None
@@ -114,10 +119,12 @@ class Origin:
         parser.add_argument("--trainer.default_root_dir", dest="root", nargs="?")
         for option in ("ckpt_path", "init_from", "name", "data", "images"):
             parser.add_argument(f"--{option}", nargs="?")
+        parser.add_argument("--allow", action="append", nargs="?")
         for option in ("train_annotations", "train_images", "val_annotations", "val_images"):
             parser.add_argument(f"--data.{option}", dest=option, nargs="?")
         given = vars(parser.parse_known_args(args)[0])
-        given["configs"] = tuple(str(name) for name in given.get("configs", ()) if name)
+        for option in ("configs", "allow"):
+            given[option] = tuple(str(name) for name in given.get(option, ()) if name)
         in_files: dict[str, Any] = {}
         for name in given["configs"]:
             content = read_config(config_path(name))

@@ -1,11 +1,12 @@
 """Draws the instances that a checkpoint finds in images and videos, and prints them.
 
-python tools/demo.py street.jpg holiday/ "scans/*.png" https://example.org/a.jpg --score 0.5
-python tools/demo.py clip.mp4                                  # also rtsp://..., 0 (a camera)
-python tools/demo.py photos/ --format coco labelme             # annotations to go on from
-python tools/demo.py street.jpg --model condinst_r101_3x_sem   # published models: tools/models.py
+condseg predict street.jpg holiday/ "scans/*.png" https://example.org/a.jpg --score 0.5
+condseg predict clip.mp4                                  # also rtsp://..., 0 (a camera)
+condseg predict photos/ --format coco labelme             # annotations to go on from
+condseg predict street.jpg --model condinst_r101_3x_sem   # published: condseg models
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -17,8 +18,8 @@ from condseg.errors import user_errors
 from condseg.inference import SCORE_THRESHOLD, ColorBy, Format, Outline
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Returns 1 if an input could not be processed, else 0."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's options."""
     parser = command_parser(__doc__)
     add_model_options(parser)
     parser.add_argument(
@@ -34,7 +35,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="out", help="folder of the drawn images")
     parser.add_argument("--json", action="store_true", help="same as --format coco-results")
     parser.add_argument(
-        "--format", nargs="+", choices=get_args(Format), default=[], help="also write annotations"
+        "--format",
+        nargs="+",
+        choices=get_args(Format),
+        default=[],
+        metavar="FORMAT",
+        help=f"also write annotations as {', '.join(get_args(Format))}",
     )
     parser.add_argument(
         "--masks", choices=get_args(Outline), default="polygon", help="in annotations; or rle"
@@ -58,17 +64,24 @@ def main(args: Sequence[str] | None = None) -> int:
         default=None,
         help="remove the parts of a mask outside its box",
     )
-    options = parser.parse_args(args)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Returns 1 if an input could not be processed, else 0."""
+    options = parser().parse_args(args)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in other encodings
     with user_errors("smaller images, --device cpu"):
         from condseg.export.predictor import open_predictor
         from condseg.inference.annotate import annotate
+        from condseg.zoo.allowed import allowing
 
         results = ["coco-results"] if options.json else []
         formats = list(dict.fromkeys([*options.format, *results]))
         names = ("checkpoint", "model", "offline", "engine", "device", "precision")
-        predictor = open_predictor(**{name: getattr(options, name) for name in names})
+        with allowing(options.allow):
+            predictor = open_predictor(**{name: getattr(options, name) for name in names})
         print(predictor.restored)
         failed = annotate(
             predictor.with_options(

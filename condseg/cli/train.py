@@ -8,6 +8,7 @@ ones, and options (``--key value``) override files.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,8 +18,9 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from condseg.cli.arguments import TrainingArguments
-from condseg.cli.messages import command
+from condseg.cli.arguments import TrainingArguments, training_parser
+from condseg.cli.help import TRAIN, asks_for_help
+from condseg.cli.messages import as_typed, command
 from condseg.cli.trainer import build_trainer, trainer_errors
 from condseg.errors import user_errors
 from condseg.training.callbacks import BestCheckpoint, LastCheckpoint, RunConfig
@@ -176,6 +178,9 @@ def _tell_what_stays_random(backbone: Mapping[str, Any]) -> None:
         rank_zero_info(f"{prefix}.weights is null, and {now} keep them random; {cure} trains all")
 
 
+parser = training_parser
+
+
 def main(args: Sequence[str] | None = None) -> CommandLine:
     """Trains, then prints where the results are and the next commands.
 
@@ -185,6 +190,10 @@ def main(args: Sequence[str] | None = None) -> CommandLine:
     Raises:
         SystemExit: code 2 after an error that the user can correct; 128 + signal when stopped.
     """
+    args = sys.argv[1:] if args is None else args
+    if asks_for_help(args):
+        print(as_typed(TRAIN), end="")
+        raise SystemExit(0)
     with user_errors(LESS_MEMORY):
         cli = CommandLine(args)
         cli.fit()

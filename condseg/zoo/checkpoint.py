@@ -24,6 +24,7 @@ from condseg.models.condinst import CondInst
 from condseg.models.losses.masks import MaskLoss
 from condseg.models.postprocess import PostProcess, postprocess_arguments
 from condseg.structures import Category
+from condseg.zoo.allowed import PACKAGES, forbidden
 from condseg.zoo.recipe import check_recipe, recipe_categories, recipe_sides
 from condseg.zoo.writing import earlier, write
 
@@ -38,14 +39,14 @@ RECIPE = "condseg"
 
 
 def restrict_parsing() -> None:
-    """Restricts jsonargparse to local files and to classes of condseg, torch and Lightning."""
+    """Restricts jsonargparse to local files and to the classes of ``PACKAGES``."""
     set_parsing_settings(
         subclasses_disabled=list(CONCRETE),
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
         instantiate_subclass_spec_in_any=False,
         import_path_denylist=["*"],
-        import_path_allowlist=["condseg", "torch.nn", "torch.optim", "lightning.pytorch"],
+        import_path_allowlist=list(PACKAGES),
     )
 
 
@@ -140,8 +141,8 @@ def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     recipe = content.get(RECIPE)
     if not isinstance(recipe, dict):
         raise ValueError(
-            f"{source}: not written by tools/train.py (no entry {RECIPE!r} from which to build "
-            "the model); other projects' checkpoints are converted by tools/convert.py"
+            f"{source}: not written by condseg train (no entry {RECIPE!r} from which to build "
+            "the model); other projects' checkpoints are converted by condseg convert"
         )
     try:
         check_recipe(recipe)
@@ -151,6 +152,8 @@ def recipe_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _incompatible(source: str, error: Exception) -> ValueError:
+    if text := forbidden(str(error)):
+        return ValueError(f"{source}: {text}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"{source}: not compatible with this version of condseg ({reason[:300]})")
 
@@ -233,7 +236,8 @@ def build(config: Mapping[str, Any]) -> tuple[CondInst, PostProcess]:
     """The network, without its weights, and the post-process of a recipe's ``model``."""
     restrict_parsing()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Network, "network")
+    # As in training: an own class may have arguments without types.
+    parser.add_class_arguments(Network, "network", fail_untyped=False)
     parser.add_class_arguments(PostProcess, "postprocess")
     network = dict(config["network"])
     # The weights are in the checkpoint; nothing is downloaded.

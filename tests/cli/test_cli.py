@@ -33,9 +33,9 @@ WRONG = {
     "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStoping": "trainer.callbacks: module "
     "'lightning.pytorch.callbacks' has no attribute 'EarlyStoping'; did you mean EarlyStopping?",
     "--model.optimizer=subprocess.Popen": "model.optimizer: subprocess.Popen is not allowed; "
-    "classes of condseg, torch.nn, torch.optim and lightning.pytorch are",
+    "classes of condseg, torch.nn, torch.optim, lightning.pytorch are",
     "--model.network.backbone.conv=os.system": "model.network.backbone.conv: os.system is not "
-    "allowed; classes of condseg, torch.nn, torch.optim and lightning.pytorch are",
+    "allowed; classes of condseg, torch.nn, torch.optim, lightning.pytorch are",
     "--model.network.head.init_args.towers=3": "model.network.head: "
     "condseg.models.FCOSHead has no argument towers; did you mean tower_convs?",
     "modle: {}": "modle; did you mean model?",
@@ -66,6 +66,7 @@ def test_unknown_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     message = error(["--config", "quickstrat.yaml"], capsys)
     assert message.startswith("no configuration quickstrat.yaml; did you mean quickstart.yaml?")
     assert "condinst_r50.yaml, " in message
+    assert error(["--config=xyz"], capsys).startswith("no configuration xyz; There are ")
 
 
 def test_missing_coco_is_reported_before_the_network_is_built(
@@ -74,8 +75,8 @@ def test_missing_coco_is_reported_before_the_network_is_built(
     resnet = "condseg.models.backbones.backbone.resnet"
     monkeypatch.setattr(resnet, lambda *_: pytest.fail("built"))
     message = error(["--config=condinst_odconv.yaml", f"--data.root={tmp_path / 'coco'}"], capsys)
-    assert "tools/download_coco.py" in message
-    assert "--config tabletop.yaml" in message
+    assert "condseg download" in message
+    assert "--config tabletop" in message
 
 
 def test_wrong_value_of_a_constructor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,10 @@ def test_a_checkpoint_without_training_state(
     )
 
 
-def test_a_progress_bar_of_the_user_or_none(data: Path, tmp_path: Path) -> None:
+def test_a_progress_bar_of_the_user_or_none(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     for option, bar in (
         ("--trainer.enable_progress_bar=false", None),
         (f"--trainer.callbacks+={CALLBACKS}.RichProgressBar", RichProgressBar),
@@ -150,6 +154,10 @@ def test_a_progress_bar_of_the_user_or_none(data: Path, tmp_path: Path) -> None:
     ):
         cli = CommandLine(tiny.arguments(data, tmp_path, option))
         assert type(cli.trainer.progress_bar_callback) is (bar or type(None))
+    # Of Lightning's lines, those on which a user can act.
+    assert "GPU available" in caplog.text
+    assert "Seed set" not in caplog.text
+    assert "TPU" not in caplog.text
 
 
 REFUSED = {
@@ -188,7 +196,9 @@ def closing_lines(
 ) -> list[str]:
     capsys.readouterr()
     main(tiny.arguments(data, runs, *QUIET, "--trainer.max_steps=1", *args))
-    return capsys.readouterr().out.strip().splitlines()
+    printed = capsys.readouterr()
+    assert "Trainer.fit" not in printed.err  # in the line of the progress bar
+    return printed.out.strip().splitlines()
 
 
 def test_the_closing_lines_name_files_that_exist(

@@ -188,7 +188,7 @@ def test_wrong_checkpoints(trained: CommandLine, tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name}\.ckpt (is damaged|cannot be read)"):
             restore(path)
-    for entry, message in (("model", "not written by condseg"), ("state_dict", "tools/train.py")):
+    for entry, message in (("model", "not written by condseg"), ("state_dict", "condseg train")):
         torch.save({entry: {}}, tmp_path / "other.ckpt")
         with pytest.raises(ValueError, match=rf"other\.ckpt: .*{message}"):
             restore(tmp_path / "other.ckpt")
