@@ -24,11 +24,13 @@ Module = TypeVar("Module", bound=nn.Module)
 def optimize_for_inference(network: CondInst) -> CondInst:
     """A copy in evaluation mode that computes the same, but for rounding, in less time.
 
-    The backbone's batch norms are folded and its maps are in channels_last on the CPU. The copy
-    shares all tensors that it does not replace with the network, which stays as it is.
+    The batch norms of backbone and pyramid are folded, and the backbone's maps are in channels_last
+    on the CPU. The copy shares all tensors that it does not replace with the network, which stays
+    as it is.
     """
     optimized = copy_modules(network).eval()
-    fold_norms_(optimized.backbone.network)
+    for part in (optimized.backbone.network, optimized.pyramid):
+        fold_norms_(part)
     optimized.backbone.channels_last = True
     return optimized
 
@@ -66,6 +68,8 @@ def fold_norms_(network: nn.Module) -> int:
         The number of norms that were folded.
     """
     modules = dict(network.named_modules())
+    if not any(isinstance(module, _BatchNorm) for module in modules.values()):
+        return 0
     try:
         nodes = list(_Tracer().trace(network).nodes)
     except Exception as error:  # a network may do anything with the tracer's proxies

@@ -87,5 +87,11 @@ def test_pafpn_keeps_sizes_and_mixes_all_levels() -> None:
             for before, after in zip(outputs, pyramid(changed), strict=True):
                 assert not torch.allclose(before, after, atol=1e-7)
     assert [x.shape for x in outputs] == [(1, 12, 8, 12), (1, 12, 4, 6), (1, 12, 2, 3)]
+    randomize_norms(pyramid)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in pyramid.modules())
+    with torch.no_grad():
+        outputs = pyramid(maps)
+        assert fold_norms_(pyramid) == norms == 43
+        torch.testing.assert_close(pyramid(maps), outputs, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="num_blocks is 0; 1 to 100"):
         PAFPN((8, 16, 24), 12, num_blocks=0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from condseg.layers.parts import check_count
 from condseg.layers.winograd import use_conv3x3_
@@ -53,9 +53,10 @@ class PAFPN(Pyramid):
         self.output = nn.ModuleList(ConvNormAct(c, channels, 3) for c in in_channels)
         use_conv3x3_(self)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Float[Tensor, "b c _h _w"]]:
-        top, reduced = features[-1], []
-        for i, x in enumerate(features[-2::-1]):
+    def forward(self, features: Any) -> list[Any]:  # tensors, or torch.fx proxies
+        c3, c4, top = features
+        reduced = []
+        for i, x in enumerate((c4, c3)):
             reduced.append(self.reduce[i](top))
             up = F.interpolate(reduced[i], size=x.shape[-2:], mode="nearest")
             top = self.top_down[i](torch.cat((up, x), dim=1))
