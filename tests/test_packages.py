@@ -20,6 +20,7 @@ ORDER = (
     "ops",
     "native",
     "structures",
+    "cache",
     "errors",
 )
 """From the top to the bottom; a package may import those after it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -13,11 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from condseg.data.annotations import ImageRecord, read_annotations
 from condseg.data.images import read_depth, read_image
+from condseg.data.index_cache import open_annotations
 from condseg.data.masks import from_layers, to_layers
 from condseg.data.mosaic import MosaicJitter, Part
-from condseg.data.records import SharedList
+from condseg.data.records import ImageRecord, Records
 from condseg.data.sampler import Key
 from condseg.data.transforms import seed_transform
 from condseg.structures import ImageInfo, Sample, Size, Supervision, Targets
@@ -84,23 +83,21 @@ class CocoDataset(Dataset[Sample]):
         self.seed = seed
         self.depth = depth
         self.on_broken_image = on_broken_image
-        annotations = read_annotations(
-            self.annotation_file, supervision, mask_fraction, self.image_dir
-        )
-        self.categories, self.counts = annotations.categories, annotations.counts
-        self.has_masks = annotations.has_masks
-        images = annotations.images
-        self._check_files("image", (self.image_dir / image.file_name for image in images))
+        index = open_annotations(self.annotation_file, self.image_dir)
+        self._records = Records(index, supervision, mask_fraction)
+        self.categories, self.has_masks = index.categories, index.has_masks
+        self.counts = self._records.counts
+        self._check_files("image", self.image_dir, map(index.file_name, range(len(index.images))))
+        self._images = np.arange(len(index.images))  # those of the json at each position
         if skip_empty:
-            images = [image for image in images if image.labels]
-            self.counts["images without objects, skipped"] = len(annotations.images) - len(images)
-        if not images:
+            self._images = np.flatnonzero(self._records.num_objects)
+            self.counts["images without objects, skipped"] = len(index.images) - len(self)
+        if not len(self):
             raise ValueError(f"{self.annotation_file}: has no images with objects")
         if depth:
-            self._check_depth(images)
-        self.sizes = np.array([image.size for image in images])
-        self.image_ids = np.array([image.image_id for image in images])
-        self._images = SharedList(images)
+            self._check_depth()
+        self.sizes = index.images["size"][self._images].astype(np.int64)
+        self.image_ids = index.images["id"][self._images]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -147,7 +144,7 @@ class CocoDataset(Dataset[Sample]):
 
     def files(self, index: int) -> tuple[Path, Path | None]:
         """The paths of an image and of its depth map; None if depth is not read."""
-        record: ImageRecord = self._images[index]
+        record = self._record(index)
         depth = self._depth_path(record) if self.depth else None
         return self.image_dir / record.file_name, depth
 
@@ -163,7 +160,7 @@ class CocoDataset(Dataset[Sample]):
             ValueError: one of them cannot be read, or has another size than in the json; with the
                 file and the image id.
         """
-        record: ImageRecord = self._images[index]
+        record = self._record(index)
         path = self.image_dir / record.file_name
         try:
             image = _read_image(path, record.size)
@@ -177,13 +174,16 @@ class CocoDataset(Dataset[Sample]):
                 f"{path} (image {record.image_id} of {self.annotation_file}): {reason}"
             ) from error
 
+    def _record(self, index: int) -> ImageRecord:
+        return self._records[int(self._images[index])]
+
     def _read_or_replace(
         self, index: int
     ) -> tuple[ImageRecord, np.ndarray, dict[str, np.ndarray], str | None]:
         """The record and the pixels of an image or its replacement, and why it is replaced."""
         broken: str | None = None
         for number in range(index, index + len(self)):
-            record: ImageRecord = self._images[number % len(self)]
+            record = self._record(number % len(self))
             try:
                 return record, *self.read(number % len(self)), broken
             except ValueError as error:
@@ -199,36 +199,43 @@ class CocoDataset(Dataset[Sample]):
         assert record.depth_file is not None  # _check_depth
         return self.annotation_file.parent / record.depth_file
 
-    def _check_depth(self, images: list[ImageRecord]) -> None:
-        missing = [image for image in images if not image.depth_file]
+    def _check_depth(self) -> None:
+        index = self._records.index
+        missing = self._images[index.images["depth"][self._images] == 0].tolist()
         if missing:
-            few = ", ".join(f"{image.image_id} ({image.file_name})" for image in missing[:3])
+            few = ", ".join(f"{index.images['id'][i]} ({index.file_name(i)})" for i in missing[:3])
             raise ValueError(
-                f"{self.annotation_file}: {len(missing)} of {len(images)} images have no "
+                f"{self.annotation_file}: {len(missing)} of {len(self)} images have no "
                 f"depth_file: image {few}{', ...' if len(missing) > 3 else ''}; each image needs "
                 "one, or a network without depth (model.network.depth_channels null)"
             )
-        self._check_files("depth map", map(self._depth_path, images))
-        self.counts["depth maps"] = len(images)
+        depth_files = (index.depth_file(image) or "" for image in self._images.tolist())
+        self._check_files("depth map", self.annotation_file.parent, depth_files)
+        self.counts["depth maps"] = len(self)
 
-    def _check_files(self, kind: str, paths: Iterable[Path]) -> None:
+    def _check_files(self, kind: str, root: Path, names: Iterable[str]) -> None:
         """Lists each folder once, which is much faster than checking each file.
 
         A folder, device, pipe or broken link is no file.
         """
-        by_folder: dict[Path, list[str]] = defaultdict(list)
-        for path in paths:
-            by_folder[path.parent].append(path.name)
-        missing: list[Path] = []
-        for folder, names in by_folder.items():
-            entries = os.scandir(folder) if folder.is_dir() else ()
-            present = {entry.name for entry in entries if _is_file(entry)}
-            missing += [folder / name for name in names if name not in present]
+        present: dict[str, set[str]] = {}
+        missing, total = [], 0
+        for name in names:
+            total += 1
+            last = name.rpartition("/")[2]
+            if last in ("", "."):  # of "a/", whose file is "a"
+                name = str(Path(name))
+                last = name.rpartition("/")[2]
+            folder = name.removesuffix(last)
+            if folder not in present:
+                entries = os.scandir(root / folder) if (root / folder).is_dir() else ()
+                present[folder] = {entry.name for entry in entries if _is_file(entry)}
+            if last not in present[folder]:
+                missing.append(name)
         if missing:
-            few = ", ".join(map(str, missing[:3]))
+            few = ", ".join(str(root / name) for name in missing[:3])
             raise ValueError(
-                f"{self.annotation_file}: {len(missing)} of "
-                f"{sum(map(len, by_folder.values()))} {kind} files are missing: {few}"
+                f"{self.annotation_file}: {len(missing)} of {total} {kind} files are missing: {few}"
                 f"{', ...' if len(missing) > 3 else ''}"
             )
 

@@ -126,7 +126,7 @@ def _find_images(root: Path, split: Split, json: Path) -> Path:
     if whole.name == ROBOFLOW or part is not None:
         folders = [whole.parent, *folders]
     try:
-        entries = load_coco_json(json)["images"]
+        entries = load_coco_json(json).images
     except ValueError:
         if part is not None:
             raise

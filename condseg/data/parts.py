@@ -22,24 +22,22 @@ def part_of(path: Path) -> tuple[Path, str | None]:
     return (path.with_name(name), part) if name and part in PARTS else (path, None)
 
 
-def take_part(path: Path, content: dict[str, Any], part: str) -> dict[str, Any]:
-    """The images of a part with their annotations.
+def take_part(
+    path: Path, images: list[dict[str, Any]], part: str
+) -> tuple[list[dict[str, Any]], set[int]]:
+    """The images of a part, and the ids of the others.
 
-    Annotations of unknown images stay in both parts, where they are an error.
+    Annotations of unknown images belong to both parts, where they are an error.
 
     Raises:
         ValueError: there is only one image.
     """
-    ids = sorted((image["id"] for image in content["images"]), key=_hash)
+    ids = sorted((image["id"] for image in images), key=_hash)
     if len(ids) < 2:
         raise ValueError(f"{path}: has {len(ids)} images; a division needs 2 or more")
     count = max(1, len(ids) // VAL_ONE_IN)
-    other = set(ids[count:] if part == "val" else ids[:count])
-    return {
-        **content,
-        "images": [image for image in content["images"] if image["id"] not in other],
-        "annotations": [a for a in content["annotations"] if a.get("image_id") not in other],
-    }
+    others = set(ids[count:] if part == "val" else ids[:count])
+    return [image for image in images if image["id"] not in others], others
 
 
 def _hash(image_id: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from typing import Any
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from condseg.data.annotations import CocoFile
+from condseg.data.index_cache import open_annotations
 from condseg.data.masks import compressed
+from condseg.data.records import Records
 from condseg.structures import Category
 
 NO_MASKS = "box AP alone, since no object of this set has a segmentation"
@@ -23,46 +25,48 @@ def load_ground_truth(file: Path, images: Path | None = None) -> tuple[COCO, lis
     """A ground truth of checked entries, with the fields that pycocotools needs, and notes.
 
     An area or a box that the file lacks is that of the mask. Without any mask, only boxes can be
-    evaluated; a note says so. ``images`` as of :class:`CocoFile`.
+    evaluated; a note says so. ``images`` as of :func:`open_annotations`.
     """
-    coco = CocoFile(file, images)
-    notes: list[str] = [] if coco.has_masks else [NO_MASKS]
+    index = open_annotations(file, images)
+    reads_mask = Records(index).reads_mask.tolist()
+    notes: list[str] = [] if index.has_masks else [NO_MASKS]
+    if (index.objects["id"] == 0).any():
+        # pycocotools represents "matched with annotation 0" and "not matched" alike.
+        notes.append("annotation id 0 counts here; pycocotools on the bare file never matches it")
+    image_ids = index.images["id"].tolist()
+    names = ("image", "label", "crowd", "area", "box", "visibility")
+    columns = [index.objects[name].tolist() for name in names]
     annotations: list[dict[str, Any]] = []
-    for number, found in enumerate(coco.objects(), start=1):
-        if found.annotation_id == 0:
-            # pycocotools represents "matched with annotation 0" and "not matched" alike.
-            notes.append(
-                "annotation id 0 counts here; pycocotools on the bare file never matches it"
-            )
-        area, bbox = found.area, found.bbox
-        if area is None or bbox is None:
-            code = None
-            if found.segmentation is not None:
-                code = compressed(found.segmentation, found.image.size)
-            bbox = rle.toBbox(code).tolist() if bbox is None else bbox
-            if area is None:
+    for number, (image, label, crowd, area, bbox, visibility) in enumerate(
+        zip(*columns, strict=True)
+    ):
+        segmentation = index.segmentation(number) if reads_mask[number] else None
+        if math.isnan(area) or math.isnan(bbox[0]):
+            code = None if segmentation is None else compressed(segmentation, index.size(image))
+            bbox = rle.toBbox(code).tolist() if math.isnan(bbox[0]) else bbox
+            if math.isnan(area):
                 area = bbox[2] * bbox[3] if code is None else float(rle.area(code))
         annotations.append(
             {
-                "id": number,
-                "image_id": found.image.image_id,
-                "category_id": coco.categories[found.label].id,
-                "iscrowd": int(found.crowd),
+                "id": number + 1,
+                "image_id": image_ids[image],
+                "category_id": index.categories[label].id,
+                "iscrowd": int(crowd),
                 "area": area,
                 "bbox": bbox,
-                "segmentation": found.segmentation,
-                "visibility": found.visibility,
+                "segmentation": segmentation,
+                "visibility": None if math.isnan(visibility) else visibility,
             }
         )
     truth = COCO()
     truth.dataset = {
         "images": [
-            {"id": key, "file_name": image.file_name}
-            | dict(zip(("height", "width"), image.size, strict=True))
-            for key, image in coco.images.items()
+            {"id": key, "file_name": index.file_name(image)}
+            | dict(zip(("height", "width"), index.size(image), strict=True))
+            for image, key in enumerate(image_ids)
         ],
         "annotations": annotations,
-        "categories": [asdict(category) for category in coco.categories],
+        "categories": [asdict(category) for category in index.categories],
     }
     with redirect_stdout(io.StringIO()):
         truth.createIndex()

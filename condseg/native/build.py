@@ -19,7 +19,6 @@ import logging
 import os
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+
+from condseg.cache import cache_folder, is_private
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +70,7 @@ def _load(command: Sequence[str]) -> ctypes.CDLL:
     for file in files:
         digest.update(file.read_bytes())
     key = digest.hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condseg"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(cache.stat()):
-        raise PermissionError(
-            f"{cache} must belong to you and be writable by nobody else ('chmod go-w'), or "
-            "XDG_CACHE_HOME name another folder"
-        )
+    cache = cache_folder()
     library = _cached(cache, key)
     if library is None:
         with FileLock(cache / ".lock"):
@@ -88,12 +83,6 @@ def _load(command: Sequence[str]) -> ctypes.CDLL:
     return library
 
 
-def _is_private(status: os.stat_result) -> bool:
-    """Whether only the user and root can change a file or folder, as ssh asks of keys."""
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return status.st_uid in (0, os.geteuid()) and not others_write
-
-
 def _cached(cache: Path, key: str) -> ctypes.CDLL | None:
     for path in cache.glob(f"{key}-*.so"):
         try:
@@ -102,7 +91,7 @@ def _cached(cache: Path, key: str) -> ctypes.CDLL | None:
             continue
         with open(descriptor, "rb", closefd=False) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if path.stem == f"{key}-{digest}" and _is_private(os.fstat(descriptor)):
+        if path.stem == f"{key}-{digest}" and is_private(os.fstat(descriptor)):
             # By its descriptor, so that what was checked is loaded. It stays open: the dynamic
             # linker takes files of equal names for the same.
             return ctypes.CDLL(f"/proc/self/fd/{descriptor}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from condseg.data.annotations import CocoFile
+from condseg.data.index_cache import open_annotations
+from condseg.data.records import Records
 from condseg.structures import Supervision
 
 MIN_SIDE = 160
@@ -52,24 +52,26 @@ class DataSummary:
         Raises:
             ValueError: they are wrong, or no training image has an object.
         """
-        file = CocoFile(*train)
-        objects = [o for o in file.objects("mixed") if not o.crowd]
-        by_image = Counter(o.image.image_id for o in objects)
-        if not by_image:
+        records = Records(index := open_annotations(*train), "mixed")
+        objects = index.objects[~index.objects["crowd"]]
+        by_image = np.bincount(objects["image"], minlength=len(index.images))
+        trained = by_image > 0
+        if not trained.any():
             raise ValueError(f"{train[0]}: has no images with objects")
-        with_mask = sum(o.segmentation is not None for o in objects)
-        supervision: Supervision = "mixed" if with_mask else "boxes"
-        sides = [o.bbox[2] * o.bbox[3] for o in objects if o.bbox is not None]
-        sides = sides or [o.area for o in objects if o.area is not None]
+        masks = records.reads_mask[~index.objects["crowd"]]
+        areas = objects["box"][:, 2] * objects["box"][:, 3]
+        areas = areas[~np.isnan(areas)]
+        if not len(areas):
+            areas = objects["area"][~np.isnan(objects["area"])]
         return cls(
-            train_images=len(by_image),
-            val_images=len(CocoFile(*val).images),
-            classes=len(file.categories),
-            short_side=int(np.median([min(file.images[key].size) for key in by_image])),
-            object_side=float(np.median(np.sqrt(sides))) if sides else float(OBJECT_SIDE),
-            mean_objects=len(objects) / len(by_image),
-            max_objects=max(by_image.values()),
-            supervision="masks" if with_mask == len(objects) else supervision,
+            train_images=int(trained.sum()),
+            val_images=len(open_annotations(*val).images),
+            classes=len(index.categories),
+            short_side=int(np.median(index.images["size"][trained].min(axis=1))),
+            object_side=float(np.median(np.sqrt(areas))) if len(areas) else float(OBJECT_SIDE),
+            mean_objects=len(objects) / int(trained.sum()),
+            max_objects=int(by_image.max()),
+            supervision="masks" if masks.all() else "mixed" if masks.any() else "boxes",
         )
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from condseg.data import annotations
-from condseg.data.annotations import BOX_ONLY, read_annotations
+from condseg.data import records
+from condseg.data.annotations import read_index
 from condseg.data.datamodule import DataModule
 from condseg.data.dataset import CocoDataset
+from condseg.data.records import BOX_ONLY, Records
 from condseg.evaluation.ground_truth import load_ground_truth
 
 CROWD = {"size": [40, 60], "counts": [0, 400, 2000]}
@@ -120,7 +121,7 @@ def test_too_many_objects_for_an_index_map(coco_set, monkeypatch):
     coco = coco_set()
     coco.add(101, [[1, 1, 3, 1, 3, 3]], [1, 1, 2, 2])
     assert len(coco.open()[1].targets.labels) == 3
-    monkeypatch.setattr(annotations, "MAX_OBJECTS", 2)
+    monkeypatch.setattr(records, "MAX_OBJECTS", 2)
     with pytest.raises(ValueError, match=r"image 101 \(001.png\) has more than 2 objects, the max"):
         coco.open()
 
@@ -237,7 +238,7 @@ def test_mask_fraction_is_a_part_of_the_images(coco_set):
 
     def with_masks(fraction):
         coco.write()
-        images = read_annotations(coco.json, "mixed", fraction).images
+        images = list(Records(read_index(coco.json), "mixed", fraction))
         assert all(len(image.boxes) in (0, 2) for image in images)
         return {image.image_id for image in images if not image.boxes}
 

@@ -1,8 +1,5 @@
 """From a COCO set to samples: objects, transforms, depth, workers."""
 
-import pickle
-from multiprocessing.reduction import ForkingPickler
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,6 @@ from torch.utils.data import DataLoader
 
 from condseg.data.categories import read_categories
 from condseg.data.collate import collate
-from condseg.data.records import SharedList
 from condseg.data.transforms import resize_transform, train_transform
 from condseg.structures import Category
 
@@ -152,12 +148,3 @@ def test_another_size_than_in_the_json(coco_set):
         ValueError, match=r"002.png \(image 102 of .*train.json\): .* 40x61 .*json says 40x60"
     ):
         coco.open()[2]
-
-
-def test_a_shared_list_is_sent_as_a_handle():
-    values = [{"n": n, "text": "x" * n} for n in range(50)]
-    shared = SharedList(values)
-    assert len(shared) == 50
-    assert [shared[n] for n in range(50)] == values
-    assert pickle.loads(pickle.dumps(shared))[7] == values[7]
-    assert len(ForkingPickler.dumps(SharedList([bytes(1 << 20)] * 4))) < 4096  # when spawned

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from support import tiny
 
-from condseg.data.annotations import read_annotations
+from condseg.data.annotations import read_index
 from condseg.data.datamodule import DataModule
 from condseg.data.files import DataNotFoundError, find_files
 
@@ -64,16 +64,16 @@ def test_one_json_is_divided(root, name):
     given = file if name.startswith("train/") else root
     train_file, folder, val_file, val_folder = found(given)
     assert folder == val_folder == root / "train"
-    train, val, whole = map(read_annotations, (train_file, val_file, file))
-    ids = [{image.image_id for image in part.images} for part in (train, val, whole)]
+    train, val, whole = map(read_index, (train_file, val_file, file))
+    ids = [set(part.images["id"].tolist()) for part in (train, val, whole)]
     assert ids[0] | ids[1] == ids[2]
     assert (len(ids[0]), len(ids[1])) == (8, 2)
-    assert train.counts["objects"] + val.counts["objects"] == whole.counts["objects"]
+    assert len(train.objects) + len(val.objects) == len(whole.objects)
     # The order of the file does not matter.
     content = json.loads(file.read_text())
     content["images"].reverse()
     file.write_text(json.dumps(content))
-    assert {image.image_id for image in read_annotations(val_file).images} == ids[1]
+    assert set(read_index(val_file).images["id"].tolist()) == ids[1]
 
 
 def test_training_with_one_json_says_what_is_held_out(root, monkeypatch):
