@@ -91,7 +91,7 @@ def test_wrong_values_are_named(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="batch_size"):
         evaluate(predictor, batch_size=0)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"quickstart\.yaml"):
+    with pytest.raises(ValueError, match="condseg train --config quickstart"):
         Predictor.from_checkpoint()
 
 

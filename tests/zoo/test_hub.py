@@ -147,7 +147,7 @@ def test_a_wrong_file_is_not_kept(server, content, tmp_path, monkeypatch, server
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (NAME, r"condinst_r50_3x is not in .*hub; without --offline .* and convert it with tools"),
+        (NAME, r"condinst_r50_3x is not in .*hub; without --offline .* with 'condseg convert"),
         (
             "rtmdet_ins_m",
             r"download https://download.openmmlab.com/.*-6eba602e.pth .* put it at .*",
@@ -186,12 +186,12 @@ def test_where_nothing_was_trained_rtmdet_is_downloaded(server, tmp_path, monkey
 
 def test_no_such_file_and_no_server(server, tmp_path, monkeypatch):
     server.files.clear()
-    with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*404.*convert\.py"):
+    with pytest.raises(ValueError, match=r"3x\.pth cannot be downloaded \(.*404.*condseg convert"):
         fetch_model(NAME)
     use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "other")
     nowhere = replace(MODELS[DEFAULT_MODEL], folder="http://127.0.0.1:9")
     monkeypatch.setitem(MODELS, DEFAULT_MODEL, nowhere)
-    with pytest.raises(ValueError, match=r"none under runs/, .*refused.*quickstart\.yaml"):
+    with pytest.raises(ValueError, match=r"none under runs/, .*refused.*--config quickstart'"):
         open_model()
     with pytest.raises(ValueError, match="only one is allowed"):
         open_model("a.ckpt", NAME)
