@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import condseg
 from condseg.cli.train import CommandLine, main
 from condseg.training.callbacks import ExponentialAveraging, Progress
 from condseg.training.module import CondInstModule
-from condseg.zoo.checkpoint import load, save
+from condseg.zoo.checkpoint import RECIPE, load, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -267,3 +268,41 @@ def test_boxes_alone(tmp_path: Path, log: list[str], capsys: pytest.CaptureFixtu
     assert "mask" not in report.table()
     states = torch.load(best, weights_only=True)["callbacks"].values()
     assert [s["monitor"] for s in states if s.get("monitor")] == ["val/box_AP"]
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+RECIPES = {
+    "head.init_args.tower_convs": (10**5, "tower_convs is 100000; 0 to 100 is allowed"),
+    "head.class_path": ("os.system", "os.system"),
+    "channels": (2**40, "Storage size calculation overflowed"),
+    "mask_features": (10**400, "model.network.mask_features is an integer of more than 64 bits"),
+    "backbone.width": (ENDLESS, "is nested deeper than 20 levels"),
+    "backbone.conv": (
+        {"class_path": "condseg.layers.ODConv2d", "init_args": {"num_experts": 10**9}},
+        "num_experts is 1000000000; 1 to 100 is allowed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_start_with_an_absurd_recipe_is_refused_before_it_is_built(
+    name: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value, message = RECIPES[name]
+    path = tiny.write_checkpoint(tmp_path / "start.ckpt")
+    content = torch.load(path, weights_only=True)
+    owner = content[RECIPE]["model"]["network"]
+    *keys, last = name.split(".")
+    for key in keys:
+        owner = owner[key]
+    owner[last] = value
+    torch.save(content, path)
+    monkeypatch.setattr(CommandLine, "instantiate_classes", lambda _: pytest.fail("it is built"))
+    refusal = tiny.error(main, tiny.arguments(data, tmp_path, f"--init_from={path}"), capsys)
+    assert refusal.startswith(f"--init_from {path}: ")
+    assert message in refusal
