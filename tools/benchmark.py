@@ -8,6 +8,8 @@ model       the whole evaluation: by stage, published form, torchvision's Mask R
 rtmdet      RTMDet-Ins beside CondInst and torchvision's Mask R-CNN, at 640 x 640
 train       a training step: published form, by stage
 mask-head   the dynamic parts alone: mask head, post-process, FCOS head, local filters
+annotations opening a json of COCO's size, beside pycocotools
+loader      loading of training images (--data), beside torchvision's transforms
 layers      each dynamic layer, relative to nn.Conv2d of the same shape
 """
 
@@ -17,7 +19,7 @@ import os
 # Without it, the profiler, which counts memory, reports an error for each missing GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from studies.benchmarks import layers, model, parts, rtmdet, train
+from studies.benchmarks import annotations, layers, loader, model, parts, rtmdet, train
 from studies.benchmarks.session import Benchmark
 
 from condseg.errors import user_errors
@@ -28,7 +30,9 @@ COMMANDS = {
     "rtmdet": Benchmark((rtmdet.comparisons,)).run,
     "train": Benchmark((train.comparisons,), stages=train.stages).run,
     "mask-head": Benchmark((parts.comparisons,), parts.curves).run,
+    "annotations": annotations.run,
     "layers": layers.run,
+    "loader": loader.run,
 }
 
 
@@ -46,6 +50,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only comparisons with this in their name")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--output", default="out/benchmark", help="folder of page, JSON, chart")
+    parser.add_argument("--data", default="tabletop", help="of loader: a data set in COCO format")
     parser.add_argument("--page", help="of layers: a Markdown page whose table is replaced")
     args = parser.parse_args()
     with user_errors():

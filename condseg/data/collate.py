@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,14 +29,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
     def pad(maps: Tensor) -> Tensor:
         return F.pad(maps, (0, width - maps.shape[-1], 0, height - maps.shape[-2]))
 
+    def stack(maps: list[Tensor]) -> Tensor:
+        batch = maps[0].new_zeros((len(maps), *maps[0].shape[:-2], height, width))
+        for place, one in zip(batch, maps, strict=True):
+            place[..., : one.shape[-2], : one.shape[-1]] = one
+        return batch
+
     targets = [sample.targets for sample in samples]
-    depths = [pad(sample.depth) for sample in samples if sample.depth is not None]
+    depths = [sample.depth for sample in samples if sample.depth is not None]
     assert len(depths) in (0, len(samples))
     return Batch(
-        images=torch.stack([pad(sample.image) for sample in samples]),
+        images=stack([sample.image for sample in samples]),
         targets=tuple(Targets(t.boxes, t.labels, pad(t.masks)) for t in targets),
         infos=tuple(sample.info for sample in samples),
-        depth=torch.stack(depths) if depths else None,
+        depth=stack(depths) if depths else None,
         lost_objects=sum(sample.lost_objects for sample in samples),
         broken=tuple(sample.broken for sample in samples if sample.broken is not None),
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, UInt16
 from pycocotools import mask as coco_mask
@@ -190,23 +191,27 @@ def from_layers(
         Indices (N,) of the objects with a pixel left, ascending, their masks (N, H, W) and the
         masks' boxes (N, 4) xyxy, right and bottom edges exclusive.
     """
-    present = [np.bincount(layer.ravel(), minlength=count + 1)[1:] > 0 for layer in layers]
-    indices = np.flatnonzero(np.any(present, axis=0))
-    masks = np.zeros((len(indices), *layers.shape[1:]), dtype=bool)
-    boxes = np.zeros((len(indices), 4), dtype=np.float32)
-    for n, index in enumerate(indices):
-        layer = next(layer for layer, has in zip(layers, present, strict=True) if has[index])
-        np.equal(layer, index + 1, out=masks[n])
-        bounds = _bounds(masks[n])
-        assert bounds is not None
-        rows, columns = bounds
-        boxes[n] = columns.start, rows.start, columns.stop, rows.stop
-    return indices, masks, boxes
+    drawn = [layer for layer in layers if layer.any()]
+    indices: list[int] = []
+    masks = np.empty((count, *layers.shape[1:]), dtype=bool)
+    boxes = np.zeros((count, 4), dtype=np.float32)
+    for index in range(count):
+        n = len(indices)
+        for layer in drawn:  # one of them has the object
+            np.equal(layer, index + 1, out=masks[n])
+            bounds = _bounds(masks[n])
+            if bounds is not None:
+                rows, columns = bounds
+                boxes[n] = columns.start, rows.start, columns.stop, rows.stop
+                indices.append(index)
+                break
+    n = len(indices)
+    return np.array(indices, dtype=np.int64), masks[:n], boxes[:n]
 
 
 def _bounds(mask: np.ndarray) -> tuple[slice, slice] | None:
-    columns = np.flatnonzero(mask.any(axis=0))
-    if len(columns) == 0:
-        return None
-    rows = np.flatnonzero(mask.any(axis=1))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    if not mask.flags.c_contiguous:  # down the columns, as of decode
+        bounds = _bounds(mask.T)
+        return bounds and bounds[::-1]
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return (slice(y, y + height), slice(x, x + width)) if width else None

@@ -8,11 +8,23 @@ import sys
 import pytest
 import torch
 from studies import measure
-from studies.benchmarks import compare, inputs, layers, model, parts, session, subjects, train
+from studies.benchmarks import (
+    annotations,
+    compare,
+    inputs,
+    layers,
+    loader,
+    model,
+    parts,
+    session,
+    subjects,
+    train,
+)
 from studies.benchmarks.compare import Comparison, Line, difference
 from studies.benchmarks.inputs import QUICK, Shapes
 from support.tiny import REPOSITORY
 
+from condseg.data.annotations import read_index
 from condseg.structures import Detections
 
 # pycocotools' own decode under NumPy 2
@@ -183,6 +195,37 @@ def test_curves(run):
     for side in (side for point in points for side in point["sides"].values()):
         assert side["memory"]["peak"] > 0
         assert side["seconds"]["median"] > 0
+
+
+def test_annotations(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(annotations, "QUICK", {"val2017": annotations.SetSize(20, 200)})
+    _, content = run("annotations")
+    (table,) = content["tables"].values()
+    assert [name.split(": ")[1] for name in table] == list(annotations.SIDES)
+    assert next(iter(table.values()))["time, pycocotools = 1"].startswith("1.000")
+
+
+def test_loader(run):
+    _, content = run("loader")
+    speed, stages = content["tables"].values()
+    assert set(speed) == {"condseg", "torchvision"}
+    assert list(stages) == [*loader.STAGES, "all"]
+    assert all(float(row["condseg"].split()[0]) > 0 for row in stages.values())
+
+
+def test_a_json_as_large_as_cocos(tmp_path):
+    size = annotations.SetSize(1000, 7000)
+    path, images = annotations.write_set(tmp_path, "train2017", size)
+    index = read_index(path)
+    assert (len(index.images), len(index.objects), len(list(images.iterdir()))) == (
+        1000,
+        7000,
+        1000,
+    )
+    assert len(index.categories) == 80
+    assert index.objects["crowd"].mean() == pytest.approx(annotations.CROWDS, abs=0.005)
+    assert path.stat().st_size / 7000 == pytest.approx(541e6 / 860_001, rel=0.1)
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

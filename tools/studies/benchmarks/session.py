@@ -16,7 +16,8 @@ import torch
 from condseg.inference.device import pick_device
 from studies.benchmarks.compare import Comparison
 from studies.benchmarks.inputs import QUICK, Shapes
-from studies.benchmarks.page import curve_table, sides_table, tables, write_page
+from studies.benchmarks.page import curve_table, sides_table, write_page
+from studies.benchmarks.page import tables as all_tables
 from studies.measure import machine
 from studies.report import machine_text, write_json
 
@@ -59,18 +60,36 @@ class Benchmark:
                     for size, each in sizes.items()
                 ]
                 print(f"{curve_table(unit, curves[unit])}\n", flush=True)
-        content: dict[str, Any] = {
-            "command": shlex.join(["python", *sys.argv]),
-            "machine": facts,
-            "quick": args.quick,
-            "shapes": asdict(shapes),
-            "comparisons": comparisons,
-            "curves": curves,
-            "tables": stages,
-        }
-        hardware = facts.get("gpu", f"{facts['cpu']} {facts['threads']} threads")
-        stem = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
-        page = Path(args.output) / f"{stem}.md"
-        file = write_json(content, page.with_name(f"{stem}-{args.command}.json"))
-        files = [file, *write_page(args.command, content, page)]
-        print(f"{tables(content)}\n\nwritten: {', '.join(map(str, files))}")
+        more = {"shapes": asdict(shapes), "comparisons": comparisons, "curves": curves}
+        write_results(args, facts, more, stages)
+
+
+def write_results(
+    args: argparse.Namespace,
+    facts: Mapping[str, Any],
+    more: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, Mapping[str, str]]],
+) -> None:
+    """Writes the JSON file, the chart and the machine's page of a subcommand.
+
+    Args:
+        args: of the command line.
+        facts: of the machine.
+        more: of the JSON file.
+        tables: texts by title, row and column.
+    """
+    content: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": facts,
+        "quick": args.quick,
+        "comparisons": [],
+        "curves": {},
+        "tables": tables,
+        **more,
+    }
+    hardware = facts.get("gpu", f"{facts['cpu']} {facts['threads']} threads")
+    stem = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+    page = Path(args.output) / f"{stem}.md"
+    file = write_json(content, page.with_name(f"{stem}-{args.command}.json"))
+    files = [file, *write_page(args.command, content, page)]
+    print(f"{all_tables(content)}\n\nwritten: {', '.join(map(str, files))}")
