@@ -48,6 +48,8 @@ def main(args: Sequence[str] | None = None) -> None:
     source = {key: options.pop(key) for key in ("checkpoint", "model", "offline", "engine")}
     packages = options.pop("allow")
     with user_errors("--batch_size 1, a lower --max_detections, --device cpu"):
+        import torch
+
         from condseg.evaluation import Report
         from condseg.export.predictor import open_predictor
         from condseg.inference.evaluate import evaluate, is_main_process
@@ -56,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         with allowing(packages):
             predictor = open_predictor(**source, **settings)
-        stages = Stages(predictor.device)
+        stages = Stages(torch.device("cpu"))  # without waiting for a GPU
         if is_main_process():
             print(predictor.restored)
 

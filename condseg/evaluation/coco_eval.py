@@ -8,12 +8,9 @@ from contextlib import redirect_stdout
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
-from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -23,52 +20,13 @@ from condseg.evaluation.ground_truth import (
     load_ground_truth,
     match_categories,
 )
+from condseg.evaluation.records import Record, start_records
 from condseg.evaluation.report import ClassResult, Report
 from condseg.structures import Category, Detections, ImageInfo
-
-Record = dict[str, Any]
 
 KINDS = {"box": "bbox", "mask": "segm"}
 DEFAULT_LIMIT = 100  # max detections per image and class of pycocotools' summary
 AREAS = {"": "all", "s": "small", "m": "medium", "l": "large"}
-
-
-def to_records(
-    info: ImageInfo, detections: Detections, categories: Sequence[Category | None]
-) -> list[Record]:
-    """The detections of an image in COCO's results format, best first.
-
-    Args:
-        info: the image.
-        detections: boxes and masks in the original image's pixels, contiguous labels.
-        categories: of class k at position k; detections of a class with None are skipped.
-
-    Returns:
-        Records of ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width, height, rounded
-        to 0.01 pixels) and ``segmentation`` (compressed RLE as text).
-    """
-    boxes = detections.boxes.detach().to("cpu", torch.float64)
-    xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
-    masks = detections.masks.cpu().numpy().view(np.uint8)
-    records = []
-    for box, score, label, mask in zip(
-        xywh.tolist(), detections.scores.tolist(), detections.labels.tolist(), masks, strict=True
-    ):
-        category = categories[label]
-        if category is None:
-            continue
-        segmentation = rle.encode(np.asfortranarray(mask))
-        segmentation["counts"] = segmentation["counts"].decode("ascii")
-        records.append(
-            {
-                "image_id": info.image_id,
-                "category_id": category.id,
-                "score": score,
-                "bbox": [round(x, 2) for x in box],
-                "segmentation": segmentation,
-            }
-        )
-    return records
 
 
 class CocoEvaluator:
@@ -111,13 +69,17 @@ class CocoEvaluator:
         self._categories, notes = match_categories(categories, self._truth, self.annotation_file)
         self._notes += notes
         self._by_image: dict[int, list[Record]] = {}
+        self._pending: list[tuple[list[int], Callable[[], list[list[Record]]]]] = []
 
     def reset(self) -> None:
         """Removes the detections, before a new evaluation."""
-        self._by_image = {}
+        self._by_image, self._pending = {}, []
 
     def update(self, infos: Sequence[ImageInfo], detections: Sequence[Detections]) -> None:
         """Adds the detections of some images.
+
+        Masks are encoded on their device; :meth:`finish` waits for the result. It is called here
+        for earlier images, and by what reads the records.
 
         Raises:
             ValueError: an image is not in the set, was added before, or its masks have another
@@ -137,11 +99,21 @@ class CocoEvaluator:
                     f"{where} is {stated[0]} x {stated[1]} (height x width) in the file, its "
                     f"masks are {height} x {width}"
                 )
-            self._by_image[info.image_id] = to_records(info, of_image, self._categories)
+        started = start_records(infos, detections, self._categories)
+        self.finish()
+        self._by_image |= {info.image_id: [] for info in infos}
+        self._pending.append(([info.image_id for info in infos], started))
+
+    def finish(self) -> None:
+        """Makes the records of the images that were added."""
+        for images, records in self._pending:
+            self._by_image |= zip(images, records(), strict=True)
+        self._pending = []
 
     @property
     def records(self) -> list[Record]:
         """All detections in COCO's results format, by image id, best first."""
+        self.finish()
         return list(chain.from_iterable(self._by_image[key] for key in sorted(self._by_image)))
 
     def results(self, kind: str) -> list[Record]:
@@ -159,6 +131,7 @@ class CocoEvaluator:
         Raises:
             ValueError: two ranks evaluated the same image.
         """
+        self.finish()
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return
         parts: list[dict[int, list[Record]]] = [{} for _ in range(dist.get_world_size())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,10 @@ class EnginePredictor(Predictor):
                 raise ValueError(f"{name} is fixed in an exported model; export it with another")
         return other
 
-    def predict(self, batch: Batch) -> list[Detections]:
+    def detect(
+        self, batch: Batch, meanwhile: Callable[[], object] = lambda: None
+    ) -> list[Detections]:
+        meanwhile()
         return [self._predict(batch, index, info) for index, info in enumerate(batch.infos)]
 
     def _predict(self, batch: Batch, index: int, info: ImageInfo) -> Detections:
@@ -113,7 +116,7 @@ class EnginePredictor(Predictor):
 
     def timed(self, stages: Stages) -> AbstractContextManager[None]:
         """The stages are "engine", the exported model, and "post-process"."""
-        return stages.timed_calls((self, "predict", "post-process"), (self, "_run", "engine"))
+        return stages.timed_calls((self, "detect", "post-process"), (self, "_run", "engine"))
 
 
 def _described(facts: Mapping[str, str]) -> Restored:

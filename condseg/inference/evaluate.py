@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
@@ -50,7 +51,8 @@ def evaluate(
         workers: processes that load images, per process.
         output: folder for ``results_box.json``, ``results_mask.json`` (COCO's results format) and
             ``summary.json``; None writes nothing. It is created and tried before the evaluation.
-        stages: measures this process's time.
+        stages: measures this process's time; by default without waiting for a GPU, whose work then
+            counts where its results are read.
         visibility: evaluate only objects of this visible share, see :class:`CocoEvaluator`.
         on_report: called with what is returned, on the first process, before files are written.
 
@@ -67,7 +69,7 @@ def evaluate(
     files = _val_files(predictor.restored.data, data, annotations, images)
     if output is not None and is_main_process():
         try_to_write(Path(output))
-    stages = Stages(predictor.device) if stages is None else stages
+    stages = Stages(torch.device("cpu")) if stages is None else stages
     with _process_group() as (rank, world_size):
         dataset = CocoDataset(*files, predictor.transform, depth=predictor.network.takes_depth)
         limit = predictor.postprocess.max_detections
@@ -81,6 +83,7 @@ def evaluate(
             worker_init_fn=one_thread,
             pin_memory=predictor.device.type == "cuda",
         )
+        finish = stages.timed(evaluator.finish, "RLE")  # of the images before
         start = time.perf_counter()
         with (
             Progress(console=Console(stderr=True), disable=rank > 0) as progress,
@@ -88,7 +91,7 @@ def evaluate(
         ):
             batches = progress.track(loader, description="evaluating")
             for batch in stages.each("load", batches):
-                detections = predictor.predict(batch)
+                detections = predictor.detect(batch, meanwhile=finish)
                 with stages("RLE"):
                     evaluator.update(batch.infos, detections)
         seconds = time.perf_counter() - start

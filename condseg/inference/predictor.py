@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from condseg.data.transforms import resize_transform
 from condseg.inference.device import pick_device
 from condseg.inference.stages import Stages
 from condseg.models.optimize import optimize_for_inference
+from condseg.ops.device import to_host
 from condseg.structures import Batch, Detections, ImageInfo, Sample, Targets
 from condseg.zoo.checkpoint import Restored, newest_best, restore
 
@@ -106,18 +108,27 @@ class Predictor:
     @torch.inference_mode()
     def predict(self, batch: Batch) -> list[Detections]:
         """The instances of each image of a batch in its original pixels, on the CPU."""
+        found = self.detect(batch)
+        tensors = to_host(*(t for d in found for t in (d.boxes, d.scores, d.labels, d.masks)))
+        return [Detections(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]
+
+    @torch.inference_mode()
+    def detect(
+        self, batch: Batch, meanwhile: Callable[[], object] = lambda: None
+    ) -> list[Detections]:
+        """:meth:`predict` on the predictor's device.
+
+        ``meanwhile`` is called after the network was started, which a GPU then still computes.
+        """
         batch = batch.to(self.device, non_blocking=True)
         kind, mixed = self.device.type, self.precision == "bf16-mixed"
         with torch.autocast(kind, torch.bfloat16, enabled=mixed):
             dense = self.network(batch.images, batch.sizes, batch.depth)
-            detections = self.postprocess(dense, batch.infos, self.network.mask_logits)
-        return [
-            Detections(d.boxes.cpu(), d.scores.cpu(), d.labels.cpu(), d.masks.cpu())
-            for d in detections
-        ]
+            meanwhile()
+            return self.postprocess(dense, batch.infos, self.network.mask_logits)
 
     def timed(self, stages: Stages) -> AbstractContextManager[None]:
-        """A context in which the time of :meth:`predict` is measured by stage.
+        """A context in which the time of :meth:`detect` is measured by stage.
 
         The stages are "pre-process", "backbone", "FPN", "heads" (the dense head, the mask branch
         and the depth encoder), "decode + NMS", "mask head" (and its controller) and
@@ -126,7 +137,7 @@ class Predictor:
         network = self.network
         depth = network.depth_encoder
         return stages.timed_calls(
-            (self, "predict", "post-process"),
+            (self, "detect", "post-process"),
             (network, "forward", "pre-process"),
             (network.backbone, "forward", "backbone"),
             (network.pyramid, "forward", "FPN"),

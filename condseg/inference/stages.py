@@ -43,7 +43,7 @@ class Stages:
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The items; the time until each is ready counts for the stage."""
         iterator, end = iter(items), object()
-        while (item := self._timed(next, stage)(iterator, end)) is not end:
+        while (item := self.timed(next, stage)(iterator, end)) is not end:
             yield item
 
     @contextmanager
@@ -55,7 +55,7 @@ class Stages:
                 own = name in vars(owner)
                 undo = (setattr, owner, name, original) if own else (delattr, owner, name)
                 stack.callback(*undo)
-                setattr(owner, name, self._timed(original, stage))
+                setattr(owner, name, self.timed(original, stage))
             yield
 
     def table(self) -> str:
@@ -67,7 +67,9 @@ class Stages:
             for stage, seconds in self.seconds.items()
         )
 
-    def _timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        """The function; the time of its calls counts for the stage."""
+
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self(stage):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,26 +15,33 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 from condseg.layers.parts import full_precision
 from condseg.models.losses.masks import MaskLogits
 from condseg.ops.boxes import boxes_from_ltrb
+from condseg.ops.device import is_asynchronous, to_device
 from condseg.ops.islands import without_islands
-from condseg.ops.paste import MaskInterpolation, paste
+from condseg.ops.paste import MaskInterpolation, paste_batch
 from condseg.structures import DensePredictions, Detections, ImageInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Boxes of one image after NMS, best first, in pixels of the input.
+    """Boxes of a batch after NMS, image after image, each image's best first.
 
     Attributes:
-        boxes: (D, 4) xyxy, not clipped.
+        image: (D,) index of the image.
+        boxes: (D, 4) xyxy, in pixels of the input and not clipped, or in pixels of the original.
         scores: (D,) final scores of the head.
         labels: (D,).
         locations: (D,) index 0..L-1 of the location that predicted it.
     """
 
+    image: Int64[Tensor, " d"]
     boxes: Float[Tensor, "d 4"]
     scores: Float[Tensor, " d"]
     labels: Int64[Tensor, " d"]
     locations: Int64[Tensor, " d"]
+
+    def __getitem__(self, chosen: Tensor | slice) -> Candidates:
+        """Some of them, by indices, booleans or a slice."""
+        return Candidates(*(getattr(self, name)[chosen] for name in self.__slots__))
 
 
 class PostProcess:
@@ -117,71 +125,148 @@ class PostProcess:
         ``mask_logits`` computes the masks of chosen locations, see ``CondInst.mask_logits``.
         """
         with full_precision(dense.mask_features):
-            return [self._detect(dense, i, info, mask_logits) for i, info in enumerate(infos)]
+            found, keep = self._candidates(dense)
+            found = self.to_original(found, infos, keep)
+            images = torch.arange(len(infos) + 1, device=found.image.device)
+            starts = torch.searchsorted(found.image, images).tolist()
+            of_images = [slice(*ends) for ends in itertools.pairwise(starts)]
+            if is_asynchronous(found.boxes):
+                whole = self._masks(dense, found, 0, infos, mask_logits)
+                masks = [whole[rows] for rows in of_images]
+            else:
+                masks = [
+                    self._masks(dense, found[rows], i, [info], mask_logits)
+                    for i, (rows, info) in enumerate(zip(of_images, infos, strict=True))
+                ]
+            return [
+                self._detections(found[rows], own, info)
+                for rows, own, info in zip(of_images, masks, infos, strict=True)
+            ]
 
-    def _detect(
-        self, dense: DensePredictions, image: int, info: ImageInfo, mask_logits: MaskLogits
-    ) -> Detections:
-        found = self.to_original(self.candidates(dense, image), info)
-        image_index = torch.full_like(found.locations, image)
-        logits = mask_logits(dense, image_index, found.locations)
-        masks = self.paste(logits, info, dense.image_size[1] // logits.shape[2])
+    def _masks(
+        self,
+        dense: DensePredictions,
+        found: Candidates,
+        first: int,
+        infos: Sequence[ImageInfo],
+        mask_logits: MaskLogits,
+    ) -> Bool[Tensor, "d h w"]:
+        """Masks of the detections in images ``first``, ``first + 1``, ..., see :meth:`paste`."""
+        logits = mask_logits(dense, found.image, found.locations)
+        stride = dense.image_size[1] // logits.shape[2]
+        return self.paste(logits, found.image - first, infos, stride)
+
+    def _detections(self, found: Candidates, masks: Tensor, info: ImageInfo) -> Detections:
+        height, width = info.original_size
+        masks = masks[:, :height, :width]
         if not self.keep_islands:
             masks = without_islands(masks, found.boxes)
         return Detections(found.boxes, found.scores, found.labels, masks)
 
-    def candidates(self, dense: DensePredictions, image: int) -> Candidates:
-        """The boxes of one image after thresholds, top-k and NMS."""
+    def candidates(self, dense: DensePredictions) -> Candidates:
+        """The boxes of a batch after thresholds, top-k and NMS, in pixels of the input."""
+        found, keep = self._candidates(dense)
+        return found[keep]
+
+    def _candidates(self, dense: DensePredictions) -> tuple[Candidates, Bool[Tensor, " c"]]:
+        """All boxes after NMS, and which of them are among the best of their image."""
         head, locations = dense.head, dense.locations
-        scores = head.scores(image)  # (L, K)
+        scores = head.scores(slice(None))  # (B, L, K)
         if self.score_threshold is not None:
             is_candidate = head.final_scores(scores) >= self.score_threshold
         else:
             with_centerness = self.threshold_with_centerness
-            compared = scores if with_centerness else head.class_scores(image)
+            compared = scores if with_centerness else head.class_scores(slice(None))
             is_candidate = compared > self.candidate_threshold
-        counts = [h * w for h, w in head.level_sizes]
-        chosen, first = [], 0
-        for passed, level_scores in zip(
-            is_candidate.split(counts), scores.split(counts), strict=True
-        ):
-            index = passed.flatten().nonzero().squeeze(1)
-            if len(index) > self.pre_nms_topk:
-                index = index[level_scores.flatten()[index].topk(self.pre_nms_topk).indices]
-            chosen.append(index + first)
-            first += level_scores.numel()
-        index = torch.cat(chosen)  # into (L, K)
-        location, label = index // scores.shape[1], index % scores.shape[1]
+        index = is_candidate.flatten().nonzero().squeeze(1)  # (C,) into (B, L, K)
+        per_image = scores.shape[1] * scores.shape[2]
+        ranking = scores.flatten()[index]
+        if len(index) > self.pre_nms_topk:
+            level = locations.level[index % per_image // scores.shape[2]]
+            group = index // per_image * len(head.level_sizes) + level
+            keep = _best_of_groups(group, ranking, self.pre_nms_topk)
+            index, ranking = index[keep], ranking[keep]
+        image, location = index // per_image, index % per_image // scores.shape[2]
+        label = index % scores.shape[2]
         ltrb = head.ltrb[image, location].float() * locations.stride[location, None]
         boxes = boxes_from_ltrb(locations.points[location], ltrb)
         if self.clip_before_nms:
             boxes = clip_boxes_to_image(boxes, dense.image_size)
-        final = head.final_scores(scores.flatten()[index])
-        if self.class_agnostic_nms:
-            keep = nms(boxes, final, self.nms_threshold)
-        else:
-            keep = batched_nms(boxes, final, label, self.nms_threshold)
-        if len(keep) > self.max_detections:
-            keep = keep[final[keep] >= final[keep[self.max_detections - 1]]]
-        return Candidates(boxes[keep], final[keep], label[keep], location[keep])
+        found = Candidates(image, boxes, head.final_scores(ranking), label, location)
+        group = image if self.class_agnostic_nms else image * scores.shape[2] + label
+        keep = _nms(boxes, found.scores, group, self.nms_threshold)
+        found = found[keep[image[keep].argsort(stable=True)]]
+        rank, first = _ranks(found.image)
+        last = (first + self.max_detections - 1).clamp(max=len(rank) - 1)
+        return found, (rank < self.max_detections) | (found.scores >= found.scores[last])
 
-    def to_original(self, found: Candidates, info: ImageInfo) -> Candidates:
-        """Candidates in pixels of the original image, clipped; boxes outside of it are removed."""
-        height, width = info.original_size
-        scale = found.boxes.new_tensor((width / info.size[1], height / info.size[0])).repeat(2)
-        limit = found.boxes.new_tensor((width, height, width, height))
+    def to_original(
+        self,
+        found: Candidates,
+        infos: Sequence[ImageInfo],
+        keep: Bool[Tensor, " c"] | None = None,
+    ) -> Candidates:
+        """Those to keep in pixels of the original, clipped; without boxes outside of the image."""
+        sizes = [(info.original_size, info.size) for info in infos]
+        table = [(w / width, h / height, w, h) for (h, w), (height, width) in sizes]
+        factors = to_device(table, found.boxes)[found.image]  # (C, 4)
+        scale, limit = factors[:, :2].repeat(1, 2), factors[:, 2:].repeat(1, 2)
         boxes = torch.minimum((found.boxes * scale).clamp(min=0), limit)
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        values = (boxes, found.scores, found.labels, found.locations)
-        return Candidates(*(value[keep] for value in values))
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        keep = inside if keep is None else keep & inside
+        return replace(found, boxes=boxes)[keep.nonzero().squeeze(1)]
 
     def paste(
-        self, logits: Float[Tensor, "d h4 w4"], info: ImageInfo, stride: int
+        self,
+        logits: Float[Tensor, "d h4 w4"],
+        image: Int64[Tensor, " d"],
+        infos: Sequence[ImageInfo],
+        stride: int,
     ) -> Bool[Tensor, "d h w"]:
-        """Masks of the original size: upsampled, cropped to the image, resized, thresholded."""
-        sizes = (info.size, info.original_size)
+        """Masks of the original size: upsampled, cropped to the image, resized, thresholded.
+
+        Each is in the top left corner of a map of the largest original size; ``image`` is the index
+        of its image.
+        """
+        sizes, originals = [i.size for i in infos], [i.original_size for i in infos]
         how = (self.mask_threshold, self.mask_interpolation)
-        return paste(logits.float(), stride, *sizes, *how)
+        return paste_batch(logits.float(), image, stride, sizes, originals, *how)
+
+
+def _best_of_groups(
+    group: Int64[Tensor, " c"], scores: Float[Tensor, " c"], count: int
+) -> Int64[Tensor, " k"]:
+    """Indices, in ascending order, of the best of each group; groups are consecutive."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    rank, _ = _ranks(group)
+    return order[(rank < count).nonzero().squeeze(1)].sort().values
+
+
+def _ranks(group: Int64[Tensor, " c"]) -> tuple[Int64[Tensor, " c"], Int64[Tensor, " c"]]:
+    """Position of each element in its group, and of the group's first one; groups ascend."""
+    first = torch.searchsorted(group, group)
+    return torch.arange(len(group), device=group.device) - first, first
+
+
+def _nms(
+    boxes: Float[Tensor, "c 4"],
+    scores: Float[Tensor, " c"],
+    group: Int64[Tensor, " c"],
+    threshold: float,
+) -> Int64[Tensor, " k"]:
+    """Indices of the boxes that NMS inside each group leaves, best first."""
+    if len(boxes) == 0:
+        return group
+    # In float64, boxes that are moved apart keep their overlaps.
+    boxes = boxes.double() - boxes.amin()
+    if is_asynchronous(boxes):  # batched_nms waits once per group if there are many boxes
+        keep = nms(boxes + (group * (boxes.amax() + 1))[:, None], scores.double(), threshold)
+    else:
+        keep = batched_nms(boxes, scores.double(), group, threshold)
+    keep = keep.sort().values
+    order = scores[keep].argsort(descending=True, stable=True)
+    return torch.index_select(keep, 0, order)
 
 
 def postprocess_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,22 @@
-"""Runs each instance's small network at every pixel, in tiles that backward computes again."""
+"""Runs each instance's small network at every pixel; backward computes all but the result again.
+
+Two forms: tiles for the caches of a CPU, and few kernels of many instances for other devices.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from condseg.ops.masks import upsample_adjoint, upsample_into
+from condseg.ops.device import CHUNK_BYTES
+from condseg.ops.masks import aligned_upsample, upsample_adjoint, upsample_into
 from condseg.structures import Size
 
 INSTANCES = 32  # of a tile
@@ -42,6 +49,42 @@ def instance_maps(
     """
     apply: Callable[..., Tensor] = _InstanceMaps.apply
     return apply(shared, counts, size, factor, first, *later)
+
+
+def whole_instance_maps(
+    shared: Float[Tensor, "b k n"],
+    image: Int64[Tensor, " p"],
+    first: Float[Tensor, "p o k"],
+    later: Sequence[Float[Tensor, "p ..."]],
+    size: Size,
+    factor: int,
+) -> Float[Tensor, "p h w"]:
+    """:func:`instance_maps` of instances in any order, with whole maps of as many as memory allows.
+
+    No shape depends on a value. ``image`` is the index of each instance's image; the other
+    arguments are those of :func:`instance_maps`.
+    """
+
+    def maps(image: Tensor, first: Tensor, *later: Tensor) -> Tensor:
+        x = torch.bmm(first, shared[image])  # (I, O, N)
+        for weight, bias in zip(later[::2], later[1::2], strict=True):
+            x = torch.baddbmm(bias[..., None], weight, F.relu(x))
+        return x.squeeze(1)
+
+    if torch.compiler.is_compiling():
+        results = maps(image, first, *later)
+    else:
+        _, outputs, inputs = first.shape
+        of_one = shared.element_size() * shared.shape[2] * (inputs + 2 * outputs)
+        step = max(1, CHUNK_BYTES // of_one)
+        parts = zip(*(x.split(step) for x in (image, first, *later)), strict=True)
+        if torch.is_grad_enabled():
+            again = partial(checkpoint, maps, use_reentrant=False, preserve_rng_state=False)
+            chunks = [again(*part) for part in parts]
+        else:
+            chunks = [maps(*part) for part in parts]
+        results = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
+    return aligned_upsample(results.unflatten(1, size), factor)
 
 
 class _InstanceMaps(torch.autograd.Function):
@@ -109,7 +152,6 @@ def _chunks(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def _tiles(shared: Tensor, first: Tensor) -> Iterator[slice]:
-    """Pixels of each tile, such that a hidden layer fits a core's cache, or keeps a GPU busy."""
-    elements = 3 * 2**17 if shared.device.type == "cpu" else 2**26
-    step = max(1, elements // (first.shape[0] * first.shape[1]))
+    """Pixels of each tile, such that a hidden layer fits a core's cache."""
+    step = max(1, 3 * 2**17 // (first.shape[0] * first.shape[1]))
     return (slice(start, start + step) for start in range(0, shared.shape[2], step))

@@ -13,9 +13,11 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from support.coco import compressed, pycocotools
+from support.counting import use_device_form
 
 from condseg.evaluation import CocoEvaluator, to_records
 from condseg.evaluation.coco_eval import KINDS
+from condseg.evaluation.records import start_records
 from condseg.structures import Category, Detections, ImageInfo
 
 SIZE = (120, 160)
@@ -326,3 +328,37 @@ def test_two_ranks_equal_one_and_no_image_counts_twice(scene, tmp_path):
         texts = [(tmp_path / f"{number}_{rank}.json").read_text() for number in range(3)]
         assert texts[:2] == [alone, alone]
         assert "[11]" in texts[2]
+
+
+def test_run_lengths_of_the_device_are_those_of_pycocotools(monkeypatch):
+    """Images of any sizes; empty, whole, noisy and thin masks, and images without any."""
+    random = torch.Generator().manual_seed(0)
+    noise = (torch.rand(6, 33, 21, generator=random) > 0.5) & (torch.arange(6) % 3 > 0)[
+        :, None, None
+    ]
+    noise[2] = True
+    stripes = torch.zeros(2, 50, 60, dtype=torch.bool)
+    stripes[0, :, ::2] = stripes[1, 20:] = True
+    masks = [noise, stripes[:, :40, :31], torch.zeros(0, 4, 4, dtype=torch.bool), stripes[:1, :1]]
+    infos = [info(k) for k in range(len(masks))]
+    found = []
+    for of_image in masks:
+        n = len(of_image)
+        found.append(Detections(torch.rand(n, 4), torch.rand(n), torch.arange(n) % 3, of_image))
+    expected = [to_records(*pair, CATEGORIES) for pair in zip(infos, found, strict=True)]
+    use_device_form(monkeypatch)
+    for pixels in (2**30, 100):
+        monkeypatch.setattr("condseg.ops.rle.PIXELS", pixels)
+        assert start_records(infos, found, CATEGORIES)() == expected
+    assert start_records(infos[2:3], found[2:3], CATEGORIES)() == [[]]
+
+
+def test_an_evaluation_on_the_device(monkeypatch, scene):
+    """Records of images are made after the next ones were added, or when they are read."""
+    file, detections = scene
+    expected = evaluated(file, detections)[0].records
+    use_device_form(monkeypatch)
+    evaluator = CocoEvaluator(file, CATEGORIES)
+    for image, of_image in detections.items():
+        evaluator.update([info(image)], [of_image])
+    assert evaluator.records == expected

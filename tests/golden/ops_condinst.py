@@ -139,7 +139,7 @@ def check_inference(case: Case, network: CondInst) -> None:
             check_mid(case, values)
 
         info = ImageInfo(j, "", (height, width), size)
-        found = postprocess.to_original(postprocess.candidates(dense, 0), info)
+        found = postprocess.to_original(postprocess.candidates(dense), [info])
         zeros = torch.zeros_like(found.locations)
         probabilities = network.mask_logits(dense, zeros, found.locations).sigmoid()
         [result] = postprocess(dense, [info], network.mask_logits)

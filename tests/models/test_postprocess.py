@@ -19,7 +19,7 @@ def test_scores_are_those_of_the_head(options: dict[str, Any]) -> None:
     network = tiny_condinst(**options).eval()
     with torch.no_grad():
         head = (dense := network(noise(1), [SIZE])).head
-    found = PostProcess(max_detections=9).candidates(dense, 0)
+    found = PostProcess(max_detections=9).candidates(dense)
     assert len(found.scores) >= 9
     expected = head.class_logits[0, found.locations, found.labels].sigmoid()
     if isinstance(head, FCOSPredictions):
@@ -56,7 +56,7 @@ def test_detections_that_tie_with_the_last_are_kept() -> None:
     ltrb = torch.full((1, count, 4), 0.1)
     head = FCOSPredictions(torch.zeros(1, count, 1), ltrb, maps, torch.zeros(1, count))
     dense = DensePredictions(head, locations, maps[0], (32, 32))
-    assert len(PostProcess(max_detections=5).candidates(dense, 0).scores) == count
+    assert len(PostProcess(max_detections=5).candidates(dense).scores) == count
 
 
 def test_boxes_clipped_before_nms_overlap_more() -> None:
@@ -66,8 +66,8 @@ def test_boxes_clipped_before_nms_overlap_more() -> None:
         torch.tensor([[[2.0], [1.0]]]), torch.tensor([[[0.5] * 4, [1.5, 0.5, 1.5, 0.5]]]), maps
     )
     dense = DensePredictions(head, pyramid_locations([(1, 2)], (8,)), maps[0], (8, 8))
-    assert len(PostProcess(nms_threshold=0.6).candidates(dense, 0).boxes) == 2
-    found = PostProcess(nms_threshold=0.6, clip_before_nms=True).candidates(dense, 0)
+    assert len(PostProcess(nms_threshold=0.6).candidates(dense).boxes) == 2
+    found = PostProcess(nms_threshold=0.6, clip_before_nms=True).candidates(dense)
     assert found.boxes.tolist() == [[0, 0, 8, 8]]
 
 
@@ -75,11 +75,11 @@ def test_boxes_clipped_before_nms_overlap_more() -> None:
 @torch.no_grad()
 def test_the_score_threshold_is_for_the_scores_that_are_shown(options: dict[str, Any]) -> None:
     dense = tiny_condinst(**options).eval()(noise(1), [SIZE])
-    every = PostProcess(score_threshold=0.0, max_detections=10**6).candidates(dense, 0).scores
-    published = PostProcess(max_detections=10**6).candidates(dense, 0).scores
+    every = PostProcess(score_threshold=0.0, max_detections=10**6).candidates(dense).scores
+    published = PostProcess(max_detections=10**6).candidates(dense).scores
     assert (dense.head.final_scores(torch.tensor(0.05)) < published).all()
     for threshold in (float(every[0]), float(every[len(every) // 3])):
-        found = PostProcess(score_threshold=threshold, max_detections=10**6).candidates(dense, 0)
+        found = PostProcess(score_threshold=threshold, max_detections=10**6).candidates(dense)
         assert torch.equal(found.scores, every[every >= threshold])
 
 
@@ -89,7 +89,7 @@ def test_the_threshold_of_the_class_score_alone() -> None:
     class_scores = dense.head.class_scores(0)
     threshold = float(class_scores.flatten().median())
     by_class = PostProcess(None, threshold, False, nms_threshold=1.0, max_detections=10**6)
-    count = len(by_class.candidates(dense, 0).scores)
+    count = len(by_class.candidates(dense).scores)
     assert count == int((class_scores > threshold).sum())
     assert count > int((dense.head.scores(0) > threshold).sum())
 
@@ -98,8 +98,8 @@ def test_the_threshold_of_the_class_score_alone() -> None:
 def test_class_agnostic_nms_leaves_one_of_two_classes() -> None:
     dense = tiny_condinst().eval()(noise(1), [SIZE])
     options = {"score_threshold": 0.0, "nms_threshold": 0.3, "max_detections": 10**6}
-    by_class = PostProcess(**options).candidates(dense, 0)
-    across = PostProcess(**options, class_agnostic_nms=True).candidates(dense, 0)
+    by_class = PostProcess(**options).candidates(dense)
+    across = PostProcess(**options, class_agnostic_nms=True).candidates(dense)
     for found, same_class in ((by_class, True), (across, False)):
         overlap = box_iou(found.boxes, found.boxes).fill_diagonal_(0)
         compared = found.labels[:, None] == found.labels if same_class else torch.tensor(True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from condseg.models import (
@@ -21,7 +23,9 @@ from condseg.models import (
     build_condinst,
 )
 from condseg.structures import Batch, ImageInfo, Size, Targets
+from condseg.zoo.checkpoint import build
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SIZE = (64, 96)
 BOXES = ((8, 8, 40, 48), (48, 16, 92, 60), (50, 30, 66, 44))
 """The third lies in the second."""
@@ -47,6 +51,12 @@ def tiny_condinst(backbone: Backbone | None = None, **options: Any) -> CondInst:
     backbone = backbone or tiny_backbone(freeze_stages=0, norm="batch")
     parts = FCOS | {"num_classes": 3, "mask_branch_channels": 8, "mask_branch_convs": 1}
     network = build_condinst(backbone, **parts | options)
+    make_detections_(network)
+    return network
+
+
+def make_detections_(network: CondInst) -> None:
+    """Changes an untrained head to have detections above the default thresholds."""
     head = network.head
     if isinstance(head, RTMDetHead):
         for conv in [*head.class_logits, *head.box_ltrb, *head.controller]:
@@ -56,7 +66,6 @@ def tiny_condinst(backbone: Backbone | None = None, **options: Any) -> CondInst:
     else:
         nn.init.constant_(head.class_logits.bias, -1.0)
         nn.init.constant_(head.box_ltrb.bias, 1.5)
-    return network
 
 
 @torch.no_grad()
@@ -103,3 +112,44 @@ def losses_of(network: CondInst, batch: Batch, **mask_loss: Any) -> dict[str, Te
     dense = network(batch.images, batch.sizes)
     losses: dict[str, Tensor] = criterion(dense, batch, network.mask_logits)
     return losses
+
+
+LARGE = [f"rtmdet_ins_{size}.yaml" for size in "smlx"]
+CONFIGURATIONS = [
+    pytest.param(path.name, marks=[pytest.mark.slow] if path.name in LARGE else [])
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    if "network:" in path.read_text()
+]
+"""Those that choose a network."""
+
+
+def configured(name: str) -> tuple[CondInst, dict[str, Any]]:
+    """The narrowed, untrained network of a configuration, and the options of its mask loss."""
+    names = ("quickstart.yaml", name) if "override of quickstart" in text_of(name) else (name,)
+    model: dict[str, Any] = {}
+    for file in names:
+        _merge(model, yaml.safe_load(text_of(file))["model"])
+    network = {"num_classes": 3, "mask_branch_channels": 8, "mask_branch_convs": 1}
+    network |= model["network"]
+    network["backbone"] |= {"weights": None}
+    if network["backbone"]["name"].startswith("resnet"):
+        network["backbone"] |= {"width": 8, "stem_width": 8}
+        network |= {"channels": 64}
+    torch.manual_seed(0)
+    built, _ = build({"network": network, "postprocess": {}})
+    make_detections_(built)
+    data = [yaml.safe_load(text_of(file)).get("data", {}) for file in names]
+    supervision = data[-1].get("supervision", "masks")
+    return built, {"supervision": supervision} | model.get("mask_loss", {})
+
+
+def text_of(name: str) -> str:
+    return (CONFIGS / name).read_text()
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and "class_path" not in value:
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value

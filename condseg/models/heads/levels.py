@@ -38,23 +38,19 @@ def conv3x3_at(
 ) -> Float[Tensor, "p g"]:
     """The output of a 3x3 convolution shared by all levels, at P chosen locations only."""
     # The 3x3 windows around the locations are gathered and multiplied as one matrix.
-    channels, device = maps[0].shape[1], location_index.device
-    rows, corners, areas, widths, first_row = [], [], [], [], 0
+    batch, channels = maps[0].shape[:2]
+    rows, windows, count = [], [], 0
     for x in maps:
-        batch, _, h, w = x.shape
-        rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels))
-        down, right = torch.arange(h, device=device), torch.arange(w, device=device)
-        corners.append((first_row + down[:, None] * (w + 2) + right).flatten())
-        areas.append(torch.full_like(corners[-1], (h + 2) * (w + 2)))
-        widths.append(torch.full_like(corners[-1], w + 2))
-        first_row += batch * (h + 2) * (w + 2)
-    # Of each location's window: its first row in the first image, and rows from image to image.
-    corner, area, width = (torch.cat(each)[location_index] for each in (corners, areas, widths))
-    corner = corner + image_index * area  # (P,)
-    step = torch.arange(3, device=width.device)
-    window = step[:, None] * width[:, None, None] + step  # (P, 3, 3)
-    index = (corner[:, None, None] + window).flatten()  # (9 P,)
-    patches = torch.cat(rows).index_select(0, index)  # (9 P, C)
+        h, w = x.shape[-2] + 2, x.shape[-1] + 2
+        rows.append(F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(batch, -1, channels))
+        cells = torch.arange(count, count + h * w, device=x.device).view(h, w)
+        around = [cells[i : h - 2 + i, j : w - 2 + j] for i in range(3) for j in range(3)]
+        windows.append(torch.stack(around, dim=2).flatten(0, 1))
+        count += h * w
+    # Looked up per location, so that no shape depends on the locations.
+    window = torch.cat(windows)[location_index]  # (P, 9) rows of the maps of an image
+    index = (image_index[:, None] * count + window).flatten()  # (9 P,)
+    patches = torch.cat(rows, dim=1).flatten(0, 1).index_select(0, index)  # (9 P, C)
     weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (G, 9 C)
     with full_precision(patches):
         return F.linear(patches.view(-1, 9 * channels), weight, conv.bias)

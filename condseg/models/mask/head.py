@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from condseg.layers.parts import full_precision
-from condseg.ops.instance_maps import instance_maps
+from condseg.ops.device import is_asynchronous
+from condseg.ops.instance_maps import instance_maps, whole_instance_maps
 from condseg.ops.locations import level_locations
-from condseg.ops.masks import aligned_upsample
 from condseg.structures import MaskQueries
 
 
@@ -103,10 +102,9 @@ class DynamicMaskHead(nn.Module):
             weights, biases = self.parse(queries.params.to(dtype))
             first, shared = self._affine(features.to(dtype), queries, weights[0], biases[0])
             later = [t for layer in zip(weights[1:], biases[1:], strict=True) for t in layer]
-            if torch.compiler.is_compiling():
-                maps = self._batched(shared, queries.image_index, first, later)
-                return aligned_upsample(maps.unflatten(1, size), factor)
             image = queries.image_index
+            if torch.compiler.is_compiling() or is_asynchronous(features):
+                return whole_instance_maps(shared, image, first, later, size, factor)
             counts = image.bincount(minlength=len(features)).tolist()
             if bool((image[1:] >= image[:-1]).all()):
                 return instance_maps(shared, counts, first, later, size, factor)
@@ -136,11 +134,3 @@ class DynamicMaskHead(nn.Module):
             shared = torch.cat((pixels.T.expand(batch, -1, -1), shared), dim=1)  # (B, 2 + C, h w)
         ones = shared.new_ones(batch, 1, shared.shape[2])
         return torch.cat((weight, bias[..., None]), dim=2), torch.cat((shared, ones), dim=1)
-
-    @staticmethod
-    def _batched(shared: Tensor, image: Tensor, first: Tensor, later: list[Tensor]) -> Tensor:
-        """The same with whole maps, for torch.compile: no shape depends on a value."""
-        x = torch.bmm(first, shared[image])
-        for weight, bias in zip(later[::2], later[1::2], strict=True):
-            x = torch.baddbmm(bias[..., None], weight, F.relu(x))
-        return x.squeeze(1)

@@ -116,7 +116,12 @@ def pastes(count: int, size: Size, device: torch.device) -> dict[str, Run]:
     info = ImageInfo(0, "", size, size)
     fast = PostProcess()
     forms = {FAST: fast, PUBLISHED: published_postprocess(fast)}
-    return sides(lambda form, logits: form.paste(logits, info, 4), forms, (logits,), False)
+    image = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def call(form: PostProcess, logits: Tensor) -> Tensor:
+        return form.paste(logits, image, [info], 4)
+
+    return sides(call, forms, (logits,), False)
 
 
 def fcos_heads(shapes: Shapes, device: torch.device, backward: bool = False) -> dict[str, Run]:

@@ -92,10 +92,16 @@ class PublishedMaskHead(DynamicMaskHead):
 class PublishedPostProcess(PostProcess):
     """Masks are interpolated as a whole."""
 
-    def paste(self, logits: Tensor, info: ImageInfo, stride: int) -> Tensor:
-        return paste_whole(
-            logits.float(), stride, info.size, info.original_size, self.mask_threshold
-        )
+    def paste(
+        self, logits: Tensor, image: Tensor, infos: Sequence[ImageInfo], stride: int
+    ) -> Tensor:
+        height, width = (max(info.original_size[k] for info in infos) for k in (0, 1))
+        masks = torch.zeros(len(logits), height, width, dtype=torch.bool, device=logits.device)
+        for i, info in enumerate(infos):
+            args = (stride, info.size, info.original_size, self.mask_threshold)
+            own = paste_whole(logits[image == i].float(), *args)
+            masks[image == i, : own.shape[1], : own.shape[2]] = own
+        return masks
 
 
 def paste_whole(
