@@ -246,11 +246,24 @@ class Assignment:
         instance: (B, L) index into the image's own objects, -1 is background.
         labels: (B, L) class, K is background.
         ltrb: (B, L, 4) regression targets in strides of the level; zero for background.
+        image_index, location_index: (P,) of the locations that have an object, image after image.
     """
 
     instance: Int64[Tensor, "b l"]
     labels: Int64[Tensor, "b l"]
     ltrb: Float[Tensor, "b l 4"]
+    image_index: Int64[Tensor, " p"]
+    location_index: Int64[Tensor, " p"]
+
+    @classmethod
+    def of(
+        cls,
+        instance: Int64[Tensor, "b l"],
+        labels: Int64[Tensor, "b l"],
+        ltrb: Float[Tensor, "b l 4"],
+    ) -> Assignment:
+        """Finds the locations that have an object, the one time that a step waits for them."""
+        return cls(instance, labels, ltrb, *(instance >= 0).nonzero(as_tuple=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from condseg.layers.parts import full_precision
 from condseg.models.losses.masks import MaskLogits
 from condseg.ops.boxes import boxes_from_ltrb
 from condseg.ops.device import is_asynchronous, to_device
+from condseg.ops.groups import by_group, ranks
 from condseg.ops.islands import without_islands
 from condseg.ops.paste import MaskInterpolation, paste_batch
 from condseg.structures import DensePredictions, Detections, ImageInfo
@@ -194,9 +195,9 @@ class PostProcess:
             boxes = clip_boxes_to_image(boxes, dense.image_size)
         found = Candidates(image, boxes, head.final_scores(ranking), label, location)
         group = image if self.class_agnostic_nms else image * scores.shape[2] + label
-        keep = _nms(boxes, found.scores, group, self.nms_threshold)
-        found = found[keep[image[keep].argsort(stable=True)]]
-        rank, first = _ranks(found.image)
+        keep = _nms(boxes, found.scores, group, self.nms_threshold).sort().values
+        found = found[keep[by_group(image[keep], found.scores[keep])]]
+        rank, first = ranks(found.image)
         last = (first + self.max_detections - 1).clamp(max=len(rank) - 1)
         return found, (rank < self.max_detections) | (found.scores >= found.scores[last])
 
@@ -237,16 +238,9 @@ def _best_of_groups(
     group: Int64[Tensor, " c"], scores: Float[Tensor, " c"], count: int
 ) -> Int64[Tensor, " k"]:
     """Indices, in ascending order, of the best of each group; groups are consecutive."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
-    rank, _ = _ranks(group)
+    order = by_group(group, scores)
+    rank, _ = ranks(group)
     return order[(rank < count).nonzero().squeeze(1)].sort().values
-
-
-def _ranks(group: Int64[Tensor, " c"]) -> tuple[Int64[Tensor, " c"], Int64[Tensor, " c"]]:
-    """Position of each element in its group, and of the group's first one; groups ascend."""
-    first = torch.searchsorted(group, group)
-    return torch.arange(len(group), device=group.device) - first, first
 
 
 def _nms(
@@ -255,18 +249,17 @@ def _nms(
     group: Int64[Tensor, " c"],
     threshold: float,
 ) -> Int64[Tensor, " k"]:
-    """Indices of the boxes that NMS inside each group leaves, best first."""
+    """Indices of the boxes that NMS inside each group leaves."""
     if len(boxes) == 0:
         return group
     # In float64, boxes that are moved apart keep their overlaps.
     boxes = boxes.double() - boxes.amin()
     if is_asynchronous(boxes):  # batched_nms waits once per group if there are many boxes
-        keep = nms(boxes + (group * (boxes.amax() + 1))[:, None], scores.double(), threshold)
+        moved = boxes + (group * (boxes.amax() + 1))[:, None]
+        kept: Tensor = nms(moved, scores.double(), threshold)
     else:
-        keep = batched_nms(boxes, scores.double(), group, threshold)
-    keep = keep.sort().values
-    order = scores[keep].argsort(descending=True, stable=True)
-    return torch.index_select(keep, 0, order)
+        kept = batched_nms(boxes, scores.double(), group, threshold)
+    return kept
 
 
 def postprocess_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:

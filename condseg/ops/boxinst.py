@@ -21,14 +21,15 @@ def srgb_to_lab(rgb: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
         IEC 61966-2-1 and CIE 15.
     """
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    matrix = rgb.new_tensor(
-        [
-            [0.412453, 0.357580, 0.180423],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334, 0.119193, 0.950227],
-        ]
+    red, green, blue = linear.unbind(-1)
+    xyz = torch.stack(
+        (
+            (0.412453 * red + 0.357580 * green + 0.180423 * blue) / 0.95047,
+            0.212671 * red + 0.715160 * green + 0.072169 * blue,
+            (0.019334 * red + 0.119193 * green + 0.950227 * blue) / 1.08883,
+        ),
+        dim=-1,
     )
-    xyz = linear @ matrix.T / rgb.new_tensor([0.95047, 1.0, 1.08883])
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(-1)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=-1)
@@ -49,22 +50,22 @@ def _offsets(size: int, dilation: int) -> list[tuple[int, int]]:
     return [(dy, dx) for dy in steps for dx in steps if (dy, dx) != (0, 0)]
 
 
-def lab_at_stride(image: UInt8[Tensor, "3 h w"], stride: int) -> Float[Tensor, "3 h2 w2"]:
-    """L*a*b* of the RGB image averaged over stride x stride cells and rounded down."""
-    mean = F.avg_pool2d(image[None].float(), stride)[0].floor()
-    return srgb_to_lab(mean.permute(1, 2, 0) / 255).permute(2, 0, 1)
+def lab_at_stride(images: UInt8[Tensor, "b 3 h w"], stride: int) -> Float[Tensor, "b 3 h2 w2"]:
+    """L*a*b* of RGB images averaged over stride x stride cells and rounded down."""
+    mean = F.avg_pool2d(images.float(), stride).floor()
+    return srgb_to_lab(mean.permute(0, 2, 3, 1) / 255).permute(0, 3, 1, 2)
 
 
 def color_similarity(
-    lab: Float[Tensor, "3 h w"], valid: Bool[Tensor, "h w"], size: int = 3, dilation: int = 2
-) -> Float[Tensor, "k h w"]:
+    lab: Float[Tensor, "b 3 h w"], valid: Bool[Tensor, "b h w"], size: int = 3, dilation: int = 2
+) -> Float[Tensor, "b k h w"]:
     """exp(-|lab_i - lab_j| / 2) for each neighbour j of each pixel i, zero where j is not valid.
 
     Valid are the pixels of the image, without padding and removed rows.
     """
-    difference = lab[None, :, None] - neighbours(lab[None], size, dilation)
-    similarity = torch.exp(-0.5 * difference.norm(dim=1)[0])
-    return similarity * neighbours(valid[None, None].to(lab.dtype), size, dilation)[0, 0]
+    difference = lab[:, :, None] - neighbours(lab, size, dilation)
+    similarity = torch.exp(-0.5 * difference.norm(dim=1))
+    return similarity * neighbours(valid[:, None].to(lab.dtype), size, dilation)[:, 0]
 
 
 def projection_loss(

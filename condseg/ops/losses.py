@@ -63,6 +63,25 @@ def box_loss(
     return 1 - iou if kind == "linear_iou" else -iou.log()
 
 
+def giou_loss(
+    predicted: Float[Tensor, "n 4"], target: Float[Tensor, "n 4"], eps: float = 1e-7
+) -> Float[Tensor, " n"]:
+    """1 - GIoU of xyxy boxes, as ``torchvision.ops.generalized_box_iou_loss``.
+
+    That selects the boxes that overlap, for which a GPU must be waited for; here others have an
+    intersection of 0.
+    """
+
+    def area(corners: Tensor, ends: Tensor) -> Tensor:
+        return (ends - corners).clamp(min=0).prod(dim=1)
+
+    (first, last), (other_first, other_last) = (b.split(2, dim=1) for b in (predicted, target))
+    intersection = area(torch.maximum(first, other_first), torch.minimum(last, other_last))
+    hull = area(torch.minimum(first, other_first), torch.maximum(last, other_last))
+    union = area(first, last) + area(other_first, other_last) - intersection
+    return 1 - intersection / (union + eps) + (hull - union) / (hull + eps)
+
+
 def dice_loss(
     scores: Float[Tensor, "n *s"], target: Float[Tensor, "n *s"] | Bool[Tensor, "n *s"]
 ) -> Float[Tensor, " n"]:

@@ -275,16 +275,16 @@ def boxinst_losses(case: Case) -> None:
     args = case.args
     (height, width), (h, w) = args["padded_hw"], args["image_hw"]
     stride = args["mask_out_stride"]
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
-    image[:, :h, :w] = case.inputs["image"].flip(0)
-    lab = boxinst.lab_at_stride(image, stride)
-    case.check("out.lab", lab.permute(1, 2, 0), absolute=1e-3)
+    images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    images[0, :, :h, :w] = case.inputs["image"].flip(0)
+    lab = boxinst.lab_at_stride(images, stride)
+    case.check("out.lab", lab[0].permute(1, 2, 0), absolute=1e-3)
     removed = max(int(args["bottom_pixels_removed"] * h / args["original_height"]), 0)
     valid = torch.zeros(1, height, width, dtype=torch.bool)
     valid[:, : h - removed, :w] = True
     window = (args["pairwise_size"], args["pairwise_dilation"])
-    similarity = boxinst.color_similarity(lab, sample_at_stride(valid, stride)[0], *window)
-    case.check("out.color_similarity", similarity[None], absolute=1e-4)
+    similarity = boxinst.color_similarity(lab, sample_at_stride(valid, stride), *window)
+    case.check("out.color_similarity", similarity, absolute=1e-4)
     boxes = sample_at_stride(boxinst.box_masks(case.inputs["boxes"], (height, width)), stride)
     case.check("out.gt_bitmasks", boxes)
 
@@ -293,7 +293,7 @@ def boxinst_losses(case: Case) -> None:
     projection = boxinst.projection_loss(logits[:, 0].sigmoid(), boxes).mean()
     case.check("out.loss_prj", projection, rel=1e-5)
     case.check_gradients(projection, inputs, ["grad_prj"])
-    weights = torch.ones(len(boxes), *similarity.shape, requires_grad=True)
+    weights = torch.ones(len(boxes), *similarity.shape[1:], requires_grad=True)
     energy = torch.autograd.grad(boxinst.pairwise_loss(logits[:, 0], weights, *window), weights)[0]
     case.check("out.pairwise_map", energy, rel=1e-5)
     pairs = (similarity >= args["color_thresh"]) & boxes[:, None]

@@ -31,7 +31,10 @@ def assign(
     boxes: Tensor, target: Targets, logits: Tensor | None = None, topk: int = 13
 ) -> tuple[Tensor, Tensor]:
     logits = torch.zeros(COUNT, 3) if logits is None else logits
-    return SoftLabelLoss(topk).assign(POINTS, STRIDE, boxes, logits, target)
+    x, y = POINTS.T[..., None]  # (L, 1) each
+    x1, y1, x2, y2 = target.boxes.T
+    inside = ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(dim=1).nonzero().squeeze(1)
+    return SoftLabelLoss(topk).assign(POINTS, STRIDE, boxes, logits, target, inside)
 
 
 def slow_iou(a: list[float], b: list[float]) -> float:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import generalized_box_iou_loss
 
 from condseg.ops.boxes import boxes_from_ltrb, centerness, ltrb_overlap
 from condseg.ops.distributed import mean_over_ranks
 from condseg.ops.locations import pyramid_locations
-from condseg.ops.losses import box_loss, dice_loss, focal_loss, quality_focal_loss
+from condseg.ops.losses import box_loss, dice_loss, focal_loss, giou_loss, quality_focal_loss
 from condseg.ops.masks import aligned_upsample, mask_centers, sample_at_stride
 
 
@@ -136,3 +137,11 @@ def test_mean_over_one_rank() -> None:
     value = torch.tensor(3.0, requires_grad=True)
     assert mean_over_ranks(value) == 3
     assert not mean_over_ranks(value).requires_grad
+
+
+def test_giou_loss_is_that_of_torchvision() -> None:
+    """Of boxes that overlap, lie apart, touch, and have no area."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 9, (2, 200, 2, 2), generator=generator).float()
+    boxes = torch.cat((corners.amin(2), corners.amax(2)), dim=2)  # (2, N, 4)
+    torch.testing.assert_close(giou_loss(*boxes), generalized_box_iou_loss(*boxes))

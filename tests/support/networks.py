@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,18 +106,24 @@ def batch_of(*counts: int, masks: bool = True) -> Batch:
     return Batch(images, tuple(targets), infos)
 
 
+def criterion_of(network: CondInst, **mask_loss: Any) -> Criterion:
+    """The criterion that fits the network."""
+    semantic_loss = SemanticLoss() if network.mask_branch.has_semantic_branch else None
+    return Criterion(network.head.default_loss(), MaskLoss(**mask_loss), semantic_loss)
+
+
 def losses_of(network: CondInst, batch: Batch, **mask_loss: Any) -> dict[str, Tensor]:
     """The losses of the criterion that fits the network."""
-    semantic_loss = SemanticLoss() if network.mask_branch.has_semantic_branch else None
-    criterion = Criterion(network.head.default_loss(), MaskLoss(**mask_loss), semantic_loss)
-    dense = network(batch.images, batch.sizes)
+    criterion = criterion_of(network, **mask_loss)
+    dense = network(batch.images, batch.sizes, batch.depth)
     losses: dict[str, Tensor] = criterion(dense, batch, network.mask_logits)
     return losses
 
 
-LARGE = [f"rtmdet_ins_{size}.yaml" for size in "smlx"]
+DEEPER = re.compile(r"rtmdet_ins_[smlx]|\w+_r101(_bifpn)?(_sem)?")
+"""Of these configurations there are others that differ in depth alone."""
 CONFIGURATIONS = [
-    pytest.param(path.name, marks=[pytest.mark.slow] if path.name in LARGE else [])
+    pytest.param(path.name, marks=[pytest.mark.slow] if DEEPER.fullmatch(path.stem) else [])
     for path in sorted(CONFIGS.glob("*.yaml"))
     if "network:" in path.read_text()
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -57,11 +56,10 @@ class FeatureExtractor(nn.Module):
 
 
 def _fill_padding(x: Tensor, sizes: Sequence[Size], value: int) -> Tensor:
-    height, width = x.shape[-2:]
-    if all(size == (height, width) for size in sizes):
+    if all(size == x.shape[-2:] for size in sizes):
         return x
-    extent = torch.tensor([list(s) for s in sizes], device=x.device)[:, :, None]  # (B, 2, 1)
-    rows = torch.arange(height, device=x.device) < extent[:, 0]  # (B, H)
-    columns = torch.arange(width, device=x.device) < extent[:, 1]  # (B, W)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return x * inside if value == 0 else x.where(inside, x.new_tensor(value))
+    filled = x.clone()
+    for image, (height, width) in zip(filled, sizes, strict=True):  # no copy to the device
+        image[:, height:] = value
+        image[:, :, width:] = value
+    return filled

@@ -45,7 +45,7 @@ class Assigner:
             background = target.labels.new_full((1,), num_classes)
             label = torch.cat((target.labels, background))[instance]
             images.append((instance, label, ltrb / locations.stride[:, None]))
-        return Assignment(*map(torch.stack, zip(*images, strict=True)))
+        return Assignment.of(*map(torch.stack, zip(*images, strict=True)))
 
     def _assign_one(self, locations: Locations, target: Targets) -> tuple[Tensor, Tensor]:
         boxes, points = target.boxes, locations.points

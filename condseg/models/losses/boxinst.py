@@ -94,13 +94,12 @@ class BoxInstLoss(nn.Module):
     @torch.no_grad()
     def color_similarity(self, batch: Batch, stride: int) -> Float[Tensor, "b k h4 w4"]:
         """Color similarity of neighbors in each image; 0 for those outside of it."""
-        similarity = []
-        for image, info in zip(batch.images, batch.infos, strict=True):
+        images = batch.images
+        valid = torch.zeros_like(images[:, 0], dtype=torch.bool)  # (B, H, W)
+        for of_image, info in zip(valid, batch.infos, strict=True):
             height, width = info.size
             removed = int(self.bottom_pixels_removed * height / info.original_size[0])
-            valid = torch.zeros(1, *image.shape[1:], dtype=torch.bool, device=image.device)
-            valid[:, : height - removed, :width] = True
-            lab = boxinst.lab_at_stride(image, stride)
-            valid = sample_at_stride(valid, stride)[0]
-            similarity.append(boxinst.color_similarity(lab, valid, self.size, self.dilation))
-        return torch.stack(similarity)
+            of_image[: height - removed, :width] = True
+        lab = boxinst.lab_at_stride(images, stride)
+        valid = sample_at_stride(valid, stride)
+        return boxinst.color_similarity(lab, valid, self.size, self.dilation)

@@ -66,11 +66,12 @@ class FCOSLoss(DenseLoss):
 
     def losses(self, head: FCOSPredictions, assignment: Assignment) -> dict[str, Tensor]:
         """The losses of all locations, given their assignment."""
-        positive = assignment.instance >= 0  # (B, L)
-        count = mean_over_ranks(positive.sum().float()).clamp(min=1)
+        positive = assignment.image_index, assignment.location_index  # (P,) each
+        number = torch.full((), float(len(positive[0])), device=head.ltrb.device)
+        count = mean_over_ranks(number).clamp(min=1)
         logits = head.class_logits.float()
         loss_cls = focal_loss(logits, assignment.labels, self.alpha, self.gamma)
-        loss_cls = loss_cls / self._class_count(count, positive)
+        loss_cls = loss_cls / self._class_count(count, assignment.instance.numel())
 
         predicted, target = head.ltrb[positive].float(), assignment.ltrb[positive]  # (P, 4)
         quality_logits = head.centerness_logits[positive].float()  # (P,)
@@ -85,9 +86,9 @@ class FCOSLoss(DenseLoss):
         loss_quality = loss_quality / count
         return {"loss_cls": loss_cls, "loss_box": loss_box, "loss_centerness": loss_quality}
 
-    def _class_count(self, count: Tensor, positive: Tensor) -> Tensor:
+    def _class_count(self, count: Tensor, locations: int) -> Tensor:
         if self.class_normalizer == "locations":
-            return mean_over_ranks(count.new_tensor(positive.numel()))
+            return mean_over_ranks(torch.full_like(count, locations))
         if self.class_normalizer == "moving_positives":
             self.moving_positives.mul_(0.9).add_(0.1 * count)
             return self.moving_positives.clone()

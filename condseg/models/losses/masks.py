@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from condseg.models.losses.boxinst import BoxInstLoss
 from condseg.ops.distributed import mean_over_ranks
+from condseg.ops.groups import by_group, ranks
 from condseg.ops.losses import dice_loss
 from condseg.ops.masks import sample_at_stride
-from condseg.structures import Assignment, Batch, DensePredictions, HeadPredictions, Supervision
+from condseg.structures import (
+    Assignment,
+    Batch,
+    DensePredictions,
+    HeadPredictions,
+    Supervision,
+    Targets,
+)
 
 MaskLogits = Callable[[DensePredictions, Tensor, Tensor], Tensor]
 """(dense predictions, image index (P,), location index (P,)) -> mask logits (P, H/4, W/4)."""
@@ -73,24 +81,25 @@ class MaskLoss(nn.Module):
         logits = mask_logits(dense, image, location).float()  # (P, H/4, W/4)
         stride = dense.image_size[1] // logits.shape[2]
         targets = batch.targets
-        first = torch.tensor([0, *(len(t.labels) for t in targets)], device=image.device).cumsum(0)
+        first = _first_objects(targets)
         instance = first[image] + assignment.instance[image, location]  # (P,) in the whole batch
-        count = mean_over_ranks(logits.new_tensor(len(image))).clamp(min=1)
-        if self.supervision == "mixed":
-            masked = torch.cat([t.has_mask for t in targets])[instance]
-        else:
-            masked = torch.full_like(image, self.supervision == "masks", dtype=torch.bool)
+        number = torch.full((), float(len(image)), device=logits.device)
+        count = mean_over_ranks(number).clamp(min=1)
         losses = {}
+        masked: slice | Tensor = slice(None)
+        boxed: slice | Tensor = slice(None)
+        if self.supervision == "mixed":
+            masked, boxed = _split(torch.cat([t.has_mask for t in targets])[instance])
         if self.supervision != "boxes":
             masks = torch.cat([sample_at_stride(t.masks, stride) for t in targets])
             dice = dice_loss(logits[masked].sigmoid(), masks[instance[masked]])
             losses["loss_mask"] = dice.sum() / count
         if self.supervision != "masks":
-            boxes = torch.cat([t.boxes for t in targets])[instance[~masked]]
-            of_boxes = (logits[~masked], boxes, image[~masked])
-            projection, pairwise = self.boxinst(*of_boxes, batch, stride)
+            own = logits[boxed]
+            boxes = torch.cat([t.boxes for t in targets])[instance[boxed]]
+            projection, pairwise = self.boxinst(own, boxes, image[boxed], batch, stride)
             losses["loss_projection"] = projection.sum() / count
-            share = mean_over_ranks((~masked).sum().float()) / count
+            share = mean_over_ranks(torch.full_like(number, len(own))) / count
             losses["loss_pairwise"] = pairwise * share
         return losses
 
@@ -98,9 +107,9 @@ class MaskLoss(nn.Module):
         self, head: HeadPredictions, assignment: Assignment
     ) -> tuple[Int64[Tensor, " p"], Int64[Tensor, " p"]]:
         """Image and location of the positives whose masks are trained."""
-        image, location = (assignment.instance >= 0).nonzero(as_tuple=True)
+        image, location = assignment.image_index, assignment.location_index
         if self.topk_proposals_per_image is not None:
-            keep = _best_of_each(head, assignment, image, location, self.topk_proposals_per_image)
+            keep = _best_of_each(head, assignment, self.topk_proposals_per_image)
         elif self.max_proposals is not None and len(image) > self.max_proposals:
             keep = torch.randperm(len(image), device=image.device)[: self.max_proposals]
         else:
@@ -110,16 +119,34 @@ class MaskLoss(nn.Module):
 
 @torch.no_grad()
 def _best_of_each(
-    head: HeadPredictions, assignment: Assignment, image: Tensor, location: Tensor, limit: int
+    head: HeadPredictions, assignment: Assignment, limit: int
 ) -> Int64[Tensor, " kept"]:
-    """Of each object the max(limit // objects, 1) positives with the highest score."""
+    """Of each object the max(limit // objects, 1) positives with the highest score.
+
+    The objects are those of the image that have positives.
+    """
+    image, location = assignment.image_index, assignment.location_index
     scores = head.scores(image, location).amax(1)  # (P,)
     instance = assignment.instance[image, location]
-    kept = []
-    for i in image.unique():
-        objects = instance[image == i].unique()
-        k = max(limit // len(objects), 1)
-        for j in objects:
-            candidates = ((image == i) & (instance == j)).nonzero().squeeze(1)
-            kept.append(candidates[scores[candidates].topk(min(k, len(candidates))).indices])
-    return torch.cat(kept) if kept else image.new_zeros(0)
+    group = image * 2**32 + instance
+    order = by_group(group, scores)
+    rank, _ = ranks(group[order])
+    # An object's first positive counts for its image.
+    number = torch.zeros(len(assignment.instance), dtype=torch.int64, device=image.device)
+    number.index_add_(0, image[order], (rank == 0).long())
+    count = (limit // number.clamp(min=1)).clamp(min=1)  # (B,)
+    return order[(rank < count[image[order]]).nonzero().squeeze(1)]
+
+
+def _first_objects(targets: Sequence[Targets]) -> Int64[Tensor, " b"]:
+    """Number of objects before each image of the batch, without a copy to the device."""
+    image = torch.cat([torch.full_like(t.labels, i) for i, t in enumerate(targets)])  # (N,)
+    images = torch.arange(len(targets), device=image.device)
+    return torch.searchsorted(image, images)
+
+
+def _split(chosen: Bool[Tensor, " p"]) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " n"]]:
+    """Indices of the elements that are true and of those that are not."""
+    order = (~chosen).long().argsort(stable=True)
+    number = int(chosen.sum())
+    return order[:number], order[number:]

@@ -40,9 +40,9 @@ class SemanticLoss(nn.Module):
         labels, unknown = [], []
         for target in targets:
             masks = sample_at_stride(target.masks, stride)
-            boxes = target.boxes[~target.has_mask]
-            boxed = box_masks(boxes, (target.masks.shape[1], target.masks.shape[2]), stride).any(0)
-            unknown.append(boxed & ~masks.any(0))
+            size = (target.masks.shape[1], target.masks.shape[2])
+            boxed = box_masks(target.boxes, size, stride) & ~target.has_mask[:, None, None]
+            unknown.append(boxed.any(0) & ~masks.any(0))
             if len(masks) == 0:
                 labels.append(torch.full(logits.shape[-2:], background, device=logits.device))
                 continue

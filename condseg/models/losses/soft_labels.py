@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchvision.ops import box_iou, generalized_box_iou_loss
+from torchvision.ops import box_iou
 
 from condseg.models.losses.base import DenseLoss
 from condseg.ops.boxes import boxes_from_ltrb
 from condseg.ops.distributed import mean_over_ranks
-from condseg.ops.losses import quality_focal_loss
+from condseg.ops.losses import giou_loss, quality_focal_loss
 from condseg.structures import Assignment, HeadPredictions, Locations, Targets
 
 
@@ -66,16 +66,18 @@ class SoftLabelLoss(DenseLoss):
         logits, ltrb = head.class_logits.float(), head.ltrb.float()
         points, stride = locations.points, locations.stride
         images = []
+        inside = _inside(points, targets)
         for i, target in enumerate(targets):
             boxes = boxes_from_ltrb(points, ltrb[i].detach() * stride[:, None])
-            instance, quality = self.assign(points, stride, boxes, logits[i].detach(), target)
+            predicted = (boxes, logits[i].detach())
+            instance, quality = self.assign(points, stride, *predicted, target, inside[i])
             background = target.labels.new_full((1,), logits.shape[2])
             label = torch.cat((target.labels, background))[instance]
             box = torch.cat((target.boxes, points.new_zeros(1, 4)))[instance]  # (L, 4)
             sides = torch.cat((points - box[:, :2], box[:, 2:] - points), 1)
             images.append((instance, label, sides / stride[:, None], quality))
         *assigned, quality = map(torch.stack, zip(*images, strict=True))
-        assignment = Assignment(*assigned)
+        assignment = Assignment.of(*assigned)
         return assignment, self._losses(logits, ltrb, assignment, quality)
 
     @torch.no_grad()
@@ -86,19 +88,17 @@ class SoftLabelLoss(DenseLoss):
         boxes: Float[Tensor, "l 4"],
         logits: Float[Tensor, "l k"],
         target: Targets,
+        inside: Int64[Tensor, " v"],
     ) -> tuple[Int64[Tensor, " l"], Float[Tensor, " l"]]:
         """The object of each location of one image (-1: none), and the IoU with its box.
 
-        Points and predicted boxes (xyxy) are in pixels.
+        Points and predicted boxes (xyxy) are in pixels; ``inside`` are the locations inside a box.
         """
         instance = torch.full((len(points),), -1, device=points.device)
         quality = torch.zeros_like(stride)
-        corners = target.boxes
-        inside = (points[:, None] > corners[:, :2]) & (points[:, None] < corners[:, 2:])
-        inside = inside.all(dim=2).any(dim=1).nonzero().squeeze(1)
         if len(inside) == 0:
             return instance, quality
-        iou = box_iou(boxes[inside], corners).nan_to_num()  # 0 / 0: two boxes without area
+        iou = box_iou(boxes[inside], target.boxes).nan_to_num()  # 0 / 0: two boxes without area
         cost = self.cost(points[inside], stride[inside], logits[inside], iou, target)
 
         k = min(self.topk, len(inside))
@@ -109,8 +109,9 @@ class SoftLabelLoss(DenseLoss):
         several = chosen.sum(dim=1) > 1
         owner = torch.where(several, cost.argmin(dim=1), chosen.int().argmax(dim=1))
         positive = chosen.any(dim=1)
-        instance[inside[positive]] = owner[positive]
-        quality[inside[positive]] = iou[positive, owner[positive]]
+        instance[inside] = torch.where(positive, owner, -1)
+        overlap = iou.gather(1, owner[:, None]).squeeze(1)
+        quality[inside] = torch.where(positive, overlap, 0.0)
         return instance, quality
 
     def cost(
@@ -140,10 +141,24 @@ class SoftLabelLoss(DenseLoss):
     def _losses(
         self, logits: Tensor, ltrb: Tensor, assignment: Assignment, quality: Tensor
     ) -> dict[str, Tensor]:
-        positive = assignment.instance >= 0
+        positive = assignment.image_index, assignment.location_index
         total = mean_over_ranks(quality.sum()).clamp(min=1)
-        origin = ltrb.new_zeros(int(positive.sum()), 2)
+        origin = ltrb.new_zeros(len(positive[0]), 2)
         boxes, target = (boxes_from_ltrb(origin, d[positive]) for d in (ltrb, assignment.ltrb))
-        loss_box = (generalized_box_iou_loss(boxes, target) * quality[positive]).sum()
+        loss_box = (giou_loss(boxes, target) * quality[positive]).sum()
         loss_cls = quality_focal_loss(logits, assignment.labels, quality, self.beta)
         return {"loss_cls": loss_cls / total, "loss_box": self.box_weight * loss_box / total}
+
+
+def _inside(
+    points: Float[Tensor, "l 2"], targets: Sequence[Targets]
+) -> tuple[Int64[Tensor, " _v"], ...]:
+    """The locations of each image that lie strictly inside any of its boxes."""
+    masks = []
+    for target in targets:
+        corners = target.boxes
+        inside = (points[:, None] > corners[:, :2]) & (points[:, None] < corners[:, 2:])
+        masks.append(inside.all(dim=2).any(dim=1))
+    inside = torch.stack(masks)  # (B, L)
+    of_images: tuple[Tensor, ...] = inside.nonzero()[:, 1].split(inside.sum(dim=1).tolist())
+    return of_images
