@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from condseg.ops.precision import fast_precision
 from condseg.training.checkpoint_io import AtomicCheckpointIO
+from condseg.training.elastic import separate_restarts
 from condseg.training.sync_batchnorm import SyncBatchNorm
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -72,6 +73,7 @@ def build_trainer(
         options["logger"] = False
     if options["precision"] is None:
         options["precision"] = fast_precision(options["accelerator"])
+    separate_restarts()
     with trainer_errors():
         trainer = Trainer(**options)
     if isinstance(trainer.strategy, DDPStrategy) and isinstance(options["strategy"], str):
