@@ -202,7 +202,7 @@ class Model:
         """Writes the model as one file for other engines, and ``MODEL.md`` beside it.
 
         Args:
-            path: .onnx, .xml (OpenVINO) or .pt2 (``torch.export``).
+            path: .onnx or .xml (OpenVINO).
             masks: "logits", of a quarter of the image's size, or "full".
             images: folder of images for the comparison; by default of the tabletop set.
             verify: whether the file is compared with PyTorch.

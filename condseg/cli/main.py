@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train a model",
     "eval": "box and mask AP of a model",
     "predict": "draw and write the instances found in images",
-    "export": "write a model for other engines: ONNX, OpenVINO, torch.export",
+    "export": "write a model for other engines: ONNX, OpenVINO",
     "convert": "convert another project's checkpoint",
     "models": "list the published models",
     "download": "download COCO 2017",

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-FileFormat = Literal["onnx", "openvino", "torch"]
-"""An ONNX file; OpenVINO's pair of files; a program of ``torch.export``."""
+FileFormat = Literal["onnx", "openvino"]
+"""An ONNX file; OpenVINO's pair of files."""
 
 Masks = Literal["logits", "full"]
 """Mask logits of a quarter of the image's size, or masks of its size."""
@@ -13,4 +13,4 @@ EngineName = Literal["onnxruntime", "openvino"]
 EXPORTED: dict[str, EngineName] = {".onnx": "onnxruntime", ".xml": "openvino"}
 """The engine of an exported file, by its ending."""
 
-SUFFIXES: dict[FileFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+SUFFIXES: dict[FileFormat, str] = {"onnx": ".onnx", "openvino": ".xml"}

@@ -17,11 +17,11 @@ from condseg.export import FileFormat, Masks
 from condseg.export.contract import thresholds
 from condseg.export.engines import Engine, open_engine
 from condseg.export.onnx_file import write_onnx
-from condseg.export.other_files import TorchProgram, write_openvino, write_torch
+from condseg.export.openvino_file import write_openvino
 from condseg.export.verify import MAX_BOX, MAX_MASK, Row, table, verify
 from condseg.zoo.checkpoint import Restored
 
-WRITERS = {"onnx": write_onnx, "openvino": write_openvino, "torch": write_torch}
+WRITERS = {"onnx": write_onnx, "openvino": write_openvino}
 
 
 def export(
@@ -61,8 +61,6 @@ def export(
 
 def opened(path: Path, file_format: FileFormat) -> Engine:
     """The engine that the comparison uses."""
-    if file_format == "torch":
-        return TorchProgram(path)
     return open_engine("onnxruntime" if file_format == "onnx" else "openvino", path)
 
 

@@ -1,4 +1,4 @@
-"""Non-maximum suppression in a graph: ONNX's operator, or torchvision's."""
+"""Non-maximum suppression in a graph: ONNX's operator."""
 
 from __future__ import annotations
 
@@ -53,16 +53,3 @@ def onnx_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.NonMaxSuppression(boxes, scores, most, at, zero)
 
     return {torch.ops.condseg.nms.default: translated}
-
-
-def torch_nms(boxes: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
-    """The same by torchvision's operator, boxes of different images and classes moved apart.
-
-    In float64: the distances would take the digits of float32 that the boxes need.
-    """
-    image, label, box = (scores > 0).nonzero(as_tuple=True)  # (S,)
-    corners = boxes.double()[image, box]
-    group = image * scores.shape[1] + label
-    apart = corners + (group * (boxes.abs().amax().double() * 2 + 1))[:, None]
-    kept = nms(apart, scores[image, label, box].double(), threshold.item())
-    return torch.stack((image[kept], label[kept], box[kept]), dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from condseg.export.contract import OUTPUTS
 from condseg.export.graph import ImagesToMasks, Outputs
-from condseg.export.nms import onnx_nms, torch_nms
+from condseg.export.nms import onnx_nms
 from condseg.export.prepare import prepared
 from condseg.layers import per_sample
 from condseg.models import PAFPN, Backbone, ConcatMaskBranch, PostProcess, RTMDetMaskHead
@@ -60,14 +60,13 @@ def test_the_outputs_are_named() -> None:
 
 
 @each_head
-@pytest.mark.parametrize("suppress", [onnx_nms, torch_nms])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_detections_of_a_batch_are_those_of_the_post_process(options, suppress, agnostic) -> None:
+def test_detections_of_a_batch_are_those_of_the_post_process(options, agnostic) -> None:
     network = network_of(**options)
     post = PostProcess(score_threshold=0.3, max_detections=8, class_agnostic_nms=agnostic)
     images = noise(2, SIZE)
     expected = eager(network, post, images)
-    found = run(network, post, suppress, images)
+    found = run(network, post, onnx_nms, images)
     assert all(len(each) for each in expected)
     assert_equal(found, expected)
     stride = network.mask_head.out_stride
@@ -107,10 +106,9 @@ def test_the_best_of_each_level_are_candidates() -> None:
     assert_equal(run(network, post, onnx_nms, images), expected)
 
 
-@pytest.mark.parametrize("suppress", [onnx_nms, torch_nms])
-def test_no_detection_has_masks_of_the_right_size(suppress) -> None:
+def test_no_detection_has_masks_of_the_right_size() -> None:
     network = network_of()
-    found = run(network, PostProcess(score_threshold=1.0), suppress, noise(2, SIZE))
+    found = run(network, PostProcess(score_threshold=1.0), onnx_nms, noise(2, SIZE))
     assert [len(value) for value in found] == [0] * 5
     assert found.masks.shape == (0, 24, 32)
 
@@ -153,7 +151,7 @@ def test_letterbox_and_masks_of_rtmdet(full: bool) -> None:
     post = PostProcess(0.2, clip_before_nms=True, mask_interpolation="logits", max_detections=20)
     images = noise(2, SIZE)
     expected = eager(network, post, images)
-    found = run(network, post, torch_nms, images, torch.tensor(0.5) if full else None)
+    found = run(network, post, onnx_nms, images, torch.tensor(0.5) if full else None)
     assert len(found.scores) > 10
     assert_equal(found, expected)
     if full:
