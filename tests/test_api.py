@@ -191,7 +191,7 @@ def test_a_wrong_option_of_train_is_a_value_error(tmp_path):
         condseg.train("quickstart", options={"data.bach_size": 3})
     with pytest.raises(ValueError, match=r"quickstrat; did you mean quickstart\.yaml"):
         condseg.train("quickstrat")
-    with pytest.raises(FileNotFoundError, match=r"train_annotations: none of .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"data.root: .*absent does not exist"):
         condseg.train("quickstart", data=tmp_path / "absent", options={"data.train_images": None})
 
 

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 from filelock import FileLock
-from lightning.pytorch.utilities import rank_zero_info
 
 from condseg.cache import cache_folder
 from condseg.data.annotations import read_index
@@ -26,6 +25,13 @@ MIN_BYTES = 2**22
 
 _CLOCK = 2 * 10**9
 """Nanoseconds within which a file system may give two changes of a file the same time."""
+
+
+def rank_zero_info(message: str) -> None:
+    """Lightning's, which is imported here since a prediction imports no code of training."""
+    from lightning.pytorch.utilities import rank_zero_info
+
+    rank_zero_info(message)
 
 
 def open_annotations(path: Path, images: Path | None = None) -> Index:

@@ -80,7 +80,7 @@ def test_dynamic_layers(tmp_path: Path, name: str, layer: type[Any], count: int)
 def test_boxinst_with_everything(tmp_path: Path) -> None:
     files = ("--config=boxinst_r101_bifpn_dcni3.yaml", "--config=schedule_3x.yaml")
     cli = build(tmp_path, *files, "--model.network.backbone.width=8")
-    assert parts(cli.model, DeformConv2d) == 11  # blocks 0, 3, ... of three stages
+    assert parts(cli.model, DeformConv2d) == 30  # all blocks of three stages
     assert parts(cli.model, BiFPNBlock) == 6
     assert cli.config.model.mask_loss.supervision == cli.config.data.supervision == "boxes"
     assert cli.model.network.mask_head.num_params == 233  # as AdelaiDet's checkpoints

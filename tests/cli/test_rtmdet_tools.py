@@ -36,7 +36,8 @@ def test_train_eval_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         )
     )
     assert cli.model.criterion.dense_loss.topk == 9
-    names = {f"train/{name}" for name in ("loss", "loss_cls", "loss_box", "loss_mask", "lr")}
+    logged = ("loss", "loss_cls", "loss_box", "loss_mask", "lr", "gradient_norm")
+    names = {f"train/{name}" for name in logged}
     assert set(losses(tmp_path / "runs")[5]) == names
 
     checkpoint = str(cli.run_folder / "checkpoints" / "last.ckpt")

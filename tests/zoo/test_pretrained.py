@@ -143,7 +143,7 @@ WRONG_SHAPE = (
             "of which only the backbone is supported",
         ),
         ("", {"network.head.scales": ONE}, "already a checkpoint of condseg"),
-        ("", {"a.b": ONE}, r"not a CondInst or BoxInst .* are a.b"),
+        ("", {"a.b": ONE}, r"not a CondInst, BoxInst or RTMDet-Ins .* are a.b"),
         ("", {"hub": Path}, r"holds pathlib.Path, and pickled code is never exec"),
     ],
 )
