@@ -221,11 +221,7 @@ class Model:
         if path.suffix not in formats:
             raise ValueError(f"path is {path}; a file that ends with {', '.join(formats)} allowed")
         photographs = read_photographs(Path(images) if images else None) if verify else []
-        published = MODELS.get(self.source)
-        licence = published.licence if published else "that of the checkpoint"
-        rows = export(
-            self.predictor.restored, path, formats[path.suffix], masks, licence, photographs
-        )
+        rows = export(self.predictor.restored, path, formats[path.suffix], masks, photographs)
         if not all(row.passed for row in rows):
             raise ValueError(f"{path} computes something else than PyTorch:\n{table(rows)}")
 

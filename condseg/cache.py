@@ -24,6 +24,11 @@ def cache_folder() -> Path:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether only the user and root can change a file or folder, as ssh asks of keys."""
+    """Whether only the user and root can change a file or folder, as ssh asks of keys.
+
+    Windows has no such modes; there a user's folders are the user's own.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
     others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return status.st_uid in (0, os.geteuid()) and not others_write

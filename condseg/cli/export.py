@@ -44,7 +44,6 @@ def main(args: Sequence[str] | None = None) -> int:
         from condseg.export.verify import table
         from condseg.zoo.allowed import allowing
         from condseg.zoo.pretrained import open_model
-        from condseg.zoo.registry import MODELS
 
         suffix = SUFFIXES[options.format]
         path = Path(options.output or f"out/export/model{suffix}")
@@ -54,9 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
         with allowing(options.allow):
             restored = open_model(options.checkpoint, options.model, offline=options.offline)
         print(restored)
-        published = MODELS.get(options.model)
-        licence = published.licence if published else "that of the checkpoint"
-        rows = export(restored, path, options.format, options.masks, licence, photographs)
+        rows = export(restored, path, options.format, options.masks, photographs)
         if rows:
             print(table(rows))
         print(f"written to {path}")

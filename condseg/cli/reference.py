@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -50,16 +51,6 @@ CLASSES = {
 }
 """The classes of condseg that an option takes."""
 
-FIXED = {
-    "model.network.pyramid": 2,
-    "model.network.head": 4,
-    "model.network.mask_branch": 7,
-    "model.network.mask_head": 4,
-    "model.network.mask_filter": 3,
-    "model.schedule": 2,
-}
-"""The number of first arguments that the network or the training sets."""
-
 OTHERS = {
     "model.optimizer": ("torch.optim", TORCH),
     "model.schedule": ("torch.optim.lr_scheduler", TORCH),
@@ -86,19 +77,21 @@ def page(parser: ArgumentParser) -> str:
     """The options of a parser in Markdown, by their groups, and the classes that they take."""
     groups: dict[str, list[str]] = {}
     titles: dict[str, str] = {}
+    kinds: dict[str, Any] = {}
     for group in parser._action_groups:
         for action in _options(group._group_actions):
             prefix = action.dest.rpartition(".")[0]
             groups.setdefault(prefix, []).append(_row(action, f"--{action.dest}"))
             titles.setdefault(prefix, (group.title or "") if prefix else "Files and runs")
+            kinds[action.dest] = getattr(action, "_typehint", None)
     table = "| option | type | default | |\n|---|---|---|---|\n"
     parts = [INTRODUCTION]
     for prefix, rows in groups.items():
         name = f"`{prefix}`: {_plain(titles[prefix])}" if prefix else titles[prefix]
         parts.append(f"## {name}\n\n{table}" + "".join(rows))
-    paths = dict.fromkeys(path for found in CLASSES.values() for path in found)
+    paths = {path: kinds[option] for option, found in CLASSES.items() for path in found}
     parts.append("## Classes\n\nWith the arguments of `init_args`.\n")
-    parts += map(_class_section, paths)
+    parts += itertools.starmap(_class_section, paths.items())
     return "\n".join(parts)
 
 
@@ -110,23 +103,26 @@ def _options(actions: Iterable[argparse.Action]) -> Iterator[argparse.Action]:
             yield action
 
 
-def _class_section(path: str) -> str:
+def _class_section(path: str, kind: Any) -> str:
+    """A class and its arguments; ``kind`` is the type of the option that takes it."""
     module, _, name = path.rpartition(".")
     parser = ArgumentParser(exit_on_error=False)
     part = getattr(import_module(module), name)
-    parser.add_class_arguments(part, skip=_not_options(path))
+    parser.add_class_arguments(part, skip=_not_options(kind))
     rows = [_row(action, action.dest) for action in _options(parser._actions)]
     table = "\n| argument | type | default | |\n|---|---|---|---|\n" + "".join(rows)
     summary = _plain((part.__doc__ or "").split("\n\n")[0])
     return f"### {path}\n\n{summary}\n{table if rows else ''}"
 
 
-def _not_options(path: str) -> set[str | int]:
-    """The arguments of a class that the network or the training sets."""
-    if path in CLASSES["model.network.backbone.conv"]:
-        return set(inspect.signature(ConvFactory.__call__).parameters)
-    (option,) = (option for option, paths in CLASSES.items() if path in paths)
-    return {FIXED[option]} if option in FIXED else set()
+def _not_options(kind: Any) -> set[str | int]:
+    """The arguments of a class that the network or the training sets: those of its factory."""
+    for part in (kind, *get_args(kind)):
+        if part is ConvFactory:
+            return set(inspect.signature(ConvFactory.__call__).parameters)
+        if get_origin(part) is Callable:
+            return {len(get_args(part)[0])}
+    return set()
 
 
 def _row(action: argparse.Action, name: str) -> str:
@@ -162,9 +158,9 @@ def _type(kind: Any) -> str:
         return " or ".join(sorted(set(map(_type, args)), key=lambda name: (name == "null", name)))
     if origin is Literal:
         return " or ".join(map(str, args))
-    if origin in (Callable, types.FunctionType) or getattr(origin, "__name__", "") == "Callable":
+    if origin is Callable:
         return f"class of {_type(args[-1])}"
-    if origin in (list, tuple, dict) or getattr(origin, "__name__", "") == "Iterable":
+    if origin in (list, tuple, dict, Iterable):
         return f"{origin.__name__.lower()} of {_type(args[-1] if origin is dict else args[0])}"
     return "null" if kind is type(None) else str(getattr(kind, "__name__", kind))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from condseg import __version__
 from condseg.models.condinst import CondInst
 from condseg.zoo.checkpoint import Restored
+from condseg.zoo.registry import MODELS
 
 FORMAT = "1"
 """Of inputs, outputs and facts; a reader supports its own only."""
@@ -46,7 +47,13 @@ def _final_score(network: CondInst, ranking: float) -> Tensor:
     return score
 
 
-def facts_of(restored: Restored, full_size: bool, licence: str) -> dict[str, str]:
+def licence_of(restored: Restored) -> str:
+    """The licence of the weights, which is known of published models."""
+    published = MODELS.get(restored.source.removeprefix("model "))
+    return published.licence if published else "that of the checkpoint"
+
+
+def facts_of(restored: Restored, full_size: bool) -> dict[str, str]:
     """What a reader of the file needs to know, as text."""
     return {
         "format": FORMAT,
@@ -61,7 +68,7 @@ def facts_of(restored: Restored, full_size: bool, licence: str) -> dict[str, str
         "thresholds": json.dumps({k: v.tolist() for k, v in thresholds(restored).items()}),
         "config": json.dumps(restored.recipe),
         "source": restored.source,
-        "licence": licence,
+        "licence": licence_of(restored),
     }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from condseg.data.files import TABLETOP
 from condseg.data.images import read_image
 from condseg.export import FileFormat, Masks
-from condseg.export.contract import thresholds
+from condseg.export.contract import licence_of, thresholds
 from condseg.export.engines import Engine, open_engine
 from condseg.export.onnx_file import write_onnx
 from condseg.export.openvino_file import write_openvino
@@ -29,7 +29,6 @@ def export(
     path: Path,
     file_format: FileFormat = "onnx",
     masks: Masks = "logits",
-    licence: str = "of the checkpoint",
     photographs: Sequence[NDArray[np.uint8]] = (),
 ) -> list[Row]:
     """Writes the model and, beside it, ``MODEL.md``; compares it with PyTorch on photographs.
@@ -39,7 +38,6 @@ def export(
         path: of the file.
         file_format: of the file.
         masks: what the output of that name is.
-        licence: of the weights, for the description.
         photographs: three or more, (H, W, 3) RGB; none: nothing is compared.
 
     Returns:
@@ -52,9 +50,9 @@ def export(
         # A copy: the model stays where it is.
         restored = replace(restored, network=copy.deepcopy(restored.network).cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[file_format](restored, path, full_size=masks == "full", licence=licence)
+    WRITERS[file_format](restored, path, full_size=masks == "full")
     rows = verify(restored, opened(path, file_format), photographs) if photographs else []
-    text = description(restored, path, masks, licence, rows)
+    text = description(restored, path, masks, rows)
     path.with_name("MODEL.md").write_text(text, encoding="utf-8")
     return rows
 
@@ -77,9 +75,7 @@ def read_photographs(folder: Path | None) -> list[NDArray[np.uint8]]:
     return [read_image(file) for file in files[:: max(1, len(files) // 3)][:3]]
 
 
-def description(
-    restored: Restored, path: Path, masks: Masks, licence: str, rows: Sequence[Row]
-) -> str:
+def description(restored: Restored, path: Path, masks: Masks, rows: Sequence[Row]) -> str:
     """What a user of the file needs to know, in Markdown."""
     names = json.dumps([category.name for category in restored.categories], ensure_ascii=False)
     defaults = {name: f"{value.item():.6g}" for name, value in thresholds(restored).items()}
@@ -121,7 +117,7 @@ Outputs, of D instances of all images, each image's best first:
 
 Classes: {names}
 
-Licence of the weights: {licence}
+Licence of the weights: {licence_of(restored)}
 
 ## Comparison with PyTorch
 

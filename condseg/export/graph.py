@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from condseg.export.nms import Suppress
+from condseg.export.nms import onnx_nms
 from condseg.models.backbones.base import GREY
 from condseg.models.condinst import CondInst
 from condseg.models.postprocess import PostProcess
@@ -55,16 +55,15 @@ class ImagesToMasks(nn.Module):
     Args:
         network: in evaluation mode.
         postprocess: its top-k per level and kind of NMS are used, its thresholds are inputs.
-        suppress: the NMS.
 
     Shape:
         images (B, 3, H, W) uint8 RGB of one size, () each threshold, and, with a depth encoder,
         depth (B, H, W) -> :class:`Outputs`, with a mask threshold masks, without one logits.
     """
 
-    def __init__(self, network: CondInst, postprocess: PostProcess, suppress: Suppress) -> None:
+    def __init__(self, network: CondInst, postprocess: PostProcess) -> None:
         super().__init__()
-        self.network, self.postprocess, self.suppress = network, postprocess, suppress
+        self.network, self.postprocess = network, postprocess
 
     def forward(
         self,
@@ -142,7 +141,7 @@ class ImagesToMasks(nn.Module):
         by_class = scores[:, None]  # (B, 1, N)
         if not self.postprocess.class_agnostic_nms:
             by_class = by_class.where(found.labels[:, None] == labels[:, None], -1)  # (B, K, N)
-        kept = self.suppress(found.boxes, by_class, nms_threshold)  # (S, 3)
+        kept = onnx_nms(found.boxes, by_class, nms_threshold)  # (S, 3)
         after = torch.full_like(scores, -1)
         at = (kept[:, 0], kept[:, 2])
         after = after.index_put(at, scores[at])

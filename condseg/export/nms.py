@@ -6,22 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torchvision.ops import nms
 
-Suppress = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(boxes (B, N, 4), scores (B, K, N), threshold ()) -> rows (S, 3) of image, class and box.
 
-A box takes part in the NMS of a class in which its score is above 0."""
-
-
-@torch.library.custom_op(
+@library.custom_op(
     "condseg::nms",
     mutates_args=(),
     schema="(Tensor boxes, Tensor scores, Tensor threshold) -> Tensor",
 )
 def onnx_nms(boxes: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
-    """NonMaxSuppression of ONNX, of all images and classes at once; see :data:`Suppress`."""
+    """NonMaxSuppression of ONNX, of all images and classes at once.
+
+    A box takes part in the NMS of a class in which its score is above 0.
+
+    Shape:
+        boxes (B, N, 4), scores (B, K, N), threshold () -> rows (S, 3) of image, class and box.
+    """
     kept = [
         (image, label, int(box))
         for image, of_image in enumerate(scores)
@@ -38,7 +39,7 @@ def _kept(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 @onnx_nms.register_fake
 def _(boxes: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
-    count = torch.library.get_ctx().new_dynamic_size()
+    count = library.get_ctx().new_dynamic_size()
     return boxes.new_empty(count, 3, dtype=torch.int64)
 
 

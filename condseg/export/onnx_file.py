@@ -15,21 +15,19 @@ from torch.export import Dim, ExportedProgram
 
 from condseg import __version__
 from condseg.export.contract import OUTPUTS, facts_of, thresholds
-from condseg.export.graph import ImagesToMasks
-from condseg.export.nms import Suppress, onnx_nms, onnx_translation
+from condseg.export.engines import imported
+from condseg.export.graph import MAX_SIDE, ImagesToMasks
+from condseg.export.nms import onnx_translation
 from condseg.export.prepare import prepared
 from condseg.zoo.checkpoint import Restored
 
 OPSET = 20
-MAX_SIDE = 2**14
 
 
-def exported_program(
-    restored: Restored, suppress: Suppress, full_size: bool
-) -> tuple[ExportedProgram, list[str]]:
+def exported_program(restored: Restored, full_size: bool) -> tuple[ExportedProgram, list[str]]:
     """The model as ``torch.export`` writes it, and the names of its inputs."""
     network = prepared(restored.network)
-    graph = ImagesToMasks(network, restored.postprocess, suppress).eval()
+    graph = ImagesToMasks(network, restored.postprocess).eval()
     height, width = 2 * 32 + 5, 3 * 32 + 7  # any size that is none of the special ones
     inputs = {"images": torch.zeros(2, 3, height, width, dtype=torch.uint8)}
     inputs |= thresholds(restored)
@@ -51,7 +49,6 @@ def write_onnx(
     path: str | os.PathLike[str],
     *,
     full_size: bool,
-    licence: str,
     defaults: bool = True,
 ) -> None:
     """Writes the model, whose thresholds are inputs, by default with defaults.
@@ -59,13 +56,9 @@ def write_onnx(
     Raises:
         ValueError: onnx or onnxscript is not installed, or a part cannot be exported.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error.name} is not installed: pip install 'condseg[onnx]'") from error
-
-    program, names = exported_program(restored, onnx_nms, full_size)
+    onnx = imported("onnx", "onnx")
+    imported("onnxscript", "onnx")
+    program, names = exported_program(restored, full_size)
     with _quiet():
         converted = torch.onnx.export(
             program,
@@ -83,7 +76,7 @@ def write_onnx(
     for name, value in thresholds(restored).items():
         if defaults and name in names:
             model.graph.initializer.append(onnx.numpy_helper.from_array(value.numpy(), name))
-    onnx.helper.set_model_props(model, facts_of(restored, full_size, licence))
+    onnx.helper.set_model_props(model, facts_of(restored, full_size))
     model.producer_name, model.producer_version = "condseg", __version__
     onnx.checker.check_model(model)
     temporary = Path(path).with_suffix(".part")

@@ -12,9 +12,7 @@ from condseg.export.onnx_file import write_onnx
 from condseg.zoo.checkpoint import Restored
 
 
-def write_openvino(
-    restored: Restored, path: str | os.PathLike[str], *, full_size: bool, licence: str
-) -> None:
+def write_openvino(restored: Restored, path: str | os.PathLike[str], *, full_size: bool) -> None:
     """Writes a .xml and a .bin with float32 weights; it is converted from ONNX.
 
     Raises:
@@ -23,8 +21,8 @@ def write_openvino(
     openvino = imported("openvino", "openvino")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        write_onnx(restored, file, full_size=full_size, licence=licence, defaults=False)
+        write_onnx(restored, file, full_size=full_size, defaults=False)
         model = openvino.convert_model(file)
-        for name, value in facts_of(restored, full_size, licence).items():
+        for name, value in facts_of(restored, full_size).items():
             model.set_rt_info(value, [ROOT, name])
         openvino.save_model(model, str(path), compress_to_fp16=False)

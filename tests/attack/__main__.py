@@ -22,34 +22,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 os.environ |= {"NO_ALBUMENTATIONS_UPDATE": "1"}
 
 import torch
-from attack import (
-    annotations,
-    checkpoints,
-    configurations,
-    downloads,
-    images,
-    libraries,
-    recipes,
-    runs,
-)
+from attack.all import ATTACKS
 from attack.rounds import faults, run_attack, table
 
 torch.set_num_threads(1)
-ATTACKS = [
-    annotations.ATTACK,
-    images.ATTACK,
-    checkpoints.DAMAGED,
-    checkpoints.HOSTILE,
-    recipes.ATTACK,
-    configurations.ATTACK,
-    runs.KILLED,
-    runs.DAMAGED,
-    runs.TWO,
-    runs.FULL_DISK,
-    runs.RANKS,
-    downloads.ATTACK,
-    libraries.ATTACK,
-]
 
 
 def _cpu_seconds() -> float:

@@ -11,27 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attack import (
-    annotations,
-    checkpoints,
-    configurations,
-    downloads,
-    images,
-    libraries,
-    recipes,
-)
+from attack import annotations
+from attack.all import WITHOUT_TRAINING
 from attack.rounds import Attack, faults, run_attack
 from support.tiny import REPOSITORY, environment
 
 QUICK = (
     replace(annotations.ATTACK, cases=annotations.small_cases),
-    images.ATTACK,
-    checkpoints.DAMAGED,
-    checkpoints.HOSTILE,
-    recipes.ATTACK,
-    configurations.ATTACK,
-    downloads.ATTACK,
-    libraries.ATTACK,
+    *(attack for attack in WITHOUT_TRAINING if attack is not annotations.ATTACK),
 )
 
 

@@ -289,3 +289,10 @@ def test_processes_share_an_index(coco_set, settled, cache):
 
     children = [reads_all(opened) for opened in (True, False)]  # a worker, and another rank
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_where_files_have_no_owner(coco, monkeypatch, cache):
+    """As on Windows."""
+    monkeypatch.delattr(os, "geteuid")
+    open_annotations(coco.json)
+    assert list(cache.glob("*.index"))

@@ -9,6 +9,8 @@ import sys
 import pytest
 from support.tiny import REPOSITORY, environment, write_checkpoint
 
+from condseg.export import SUFFIXES
+
 RTMDET = {
     "channels": 24,
     "head": {"class_path": "condseg.models.RTMDetHead", "init_args": {"tower_convs": 1}},
@@ -47,30 +49,21 @@ def written(folder, network, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.tool
-@pytest.mark.parametrize("name", NETWORKS)
-def test_onnx_and_openvino(name, tmp_path) -> None:
+pytestmark = [pytest.mark.slow, pytest.mark.tool]
+
+
+@pytest.mark.parametrize(
+    ("name", "file_format"), [*((name, "onnx") for name in NETWORKS), ("fcos", "openvino")]
+)
+def test_is_equal_to_pytorch(name, file_format, tmp_path) -> None:
     pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    done = written(tmp_path, NETWORKS[name], "--output", str(tmp_path / "model.onnx"))
+    pytest.importorskip({"onnx": "onnxruntime"}.get(file_format, file_format))
+    output = tmp_path / f"model{SUFFIXES[file_format]}"
+    done = written(tmp_path, NETWORKS[name], f"--format={file_format}", f"--output={output}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| equal |") == 5
 
 
-@pytest.mark.slow
-@pytest.mark.tool
-def test_openvino(tmp_path) -> None:
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("openvino")
-    output = ["--format", "openvino", "--output", str(tmp_path / "model.xml")]
-    done = written(tmp_path, {}, *output)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("| equal |") == 5
-
-
-@pytest.mark.slow
-@pytest.mark.tool
 def test_runner_and_masks_of_full_size(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from condseg.export.contract import OUTPUTS
 from condseg.export.graph import ImagesToMasks, Outputs
-from condseg.export.nms import onnx_nms
 from condseg.export.prepare import prepared
 from condseg.layers import per_sample
 from condseg.models import PAFPN, Backbone, ConcatMaskBranch, PostProcess, RTMDetMaskHead
@@ -36,8 +35,8 @@ def eager(network, post: PostProcess, images: Tensor, depth: Tensor | None = Non
 
 
 @torch.no_grad()
-def run(network, post: PostProcess, suppress, images: Tensor, mask_threshold=None, depth=None):
-    graph = ImagesToMasks(network, post, suppress)
+def run(network, post: PostProcess, images: Tensor, mask_threshold=None, depth=None):
+    graph = ImagesToMasks(network, post)
     score = 0.2 if post.score_threshold is None else post.score_threshold
     limits = torch.tensor(score), torch.tensor(post.nms_threshold)
     return graph(images, *limits, torch.tensor([post.max_detections]), mask_threshold, depth)
@@ -66,7 +65,7 @@ def test_detections_of_a_batch_are_those_of_the_post_process(options, agnostic) 
     post = PostProcess(score_threshold=0.3, max_detections=8, class_agnostic_nms=agnostic)
     images = noise(2, SIZE)
     expected = eager(network, post, images)
-    found = run(network, post, onnx_nms, images)
+    found = run(network, post, images)
     assert all(len(each) for each in expected)
     assert_equal(found, expected)
     stride = network.mask_head.out_stride
@@ -77,7 +76,7 @@ def test_masks_of_full_size_are_those_of_the_post_process() -> None:
     network, post = network_of(), PostProcess(score_threshold=0.3, max_detections=5)
     images = noise(1, SIZE)
     (expected,) = eager(network, post, images)
-    found = run(network, post, onnx_nms, images, torch.tensor(0.5))
+    found = run(network, post, images, torch.tensor(0.5))
     assert torch.equal(found.boxes, expected.boxes)
     assert (found.masks != expected.masks).float().mean() <= 2e-5
 
@@ -89,7 +88,7 @@ def test_candidate_thresholds_are_those_of_the_post_process(with_centerness) -> 
     post = PostProcess(candidate_threshold=limit, threshold_with_centerness=with_centerness)
     images = noise(1, SIZE)
     expected = eager(network, post, images)
-    graph = ImagesToMasks(network, post, onnx_nms)
+    graph = ImagesToMasks(network, post)
     score = torch.tensor(limit).sqrt() if with_centerness else torch.tensor(0.0)
     with torch.no_grad():
         found = graph(images, score, torch.tensor(0.6), torch.tensor([100]))
@@ -103,12 +102,12 @@ def test_the_best_of_each_level_are_candidates() -> None:
     images = noise(2, SIZE)
     expected = eager(network, post, images)
     assert len(expected[0]) < len(eager(network, post.replaced(pre_nms_topk=1000), images)[0])
-    assert_equal(run(network, post, onnx_nms, images), expected)
+    assert_equal(run(network, post, images), expected)
 
 
 def test_no_detection_has_masks_of_the_right_size() -> None:
     network = network_of()
-    found = run(network, PostProcess(score_threshold=1.0), onnx_nms, noise(2, SIZE))
+    found = run(network, PostProcess(score_threshold=1.0), noise(2, SIZE))
     assert [len(value) for value in found] == [0] * 5
     assert found.masks.shape == (0, 24, 32)
 
@@ -151,7 +150,7 @@ def test_letterbox_and_masks_of_rtmdet(full: bool) -> None:
     post = PostProcess(0.2, clip_before_nms=True, mask_interpolation="logits", max_detections=20)
     images = noise(2, SIZE)
     expected = eager(network, post, images)
-    found = run(network, post, onnx_nms, images, torch.tensor(0.5) if full else None)
+    found = run(network, post, images, torch.tensor(0.5) if full else None)
     assert len(found.scores) > 10
     assert_equal(found, expected)
     if full:

@@ -21,6 +21,7 @@ from condseg.export.predictor import EnginePredictor, open_predictor
 from condseg.export.verify import table, verify
 from condseg.inference.predictor import Predictor
 from condseg.zoo.checkpoint import restore
+from condseg.zoo.registry import DEFAULT_MODEL, MODELS
 
 RGBD = {
     "mask_filter": {"class_path": "condseg.layers.DynamicDilatedPyramid2d"},
@@ -150,7 +151,7 @@ def test_export_describes_the_file_and_ends_with_1_if_it_differs(
     engine = GraphEngine(checkpoint)
     written = []
 
-    def write(restored, path, *, full_size, licence):
+    def write(restored, path, *, full_size):
         written.append((path, full_size))
 
     monkeypatch.setitem(exporting.WRITERS, "onnx", write)
@@ -167,6 +168,14 @@ def test_export_describes_the_file_and_ends_with_1_if_it_differs(
     monkeypatch.setattr(engine, "graph", lambda **inputs: [v[:0] for v in graph(**inputs)])
     assert export_command.main(args) == 1
     assert "different" in path.with_name("MODEL.md").read_text()
+
+
+def test_a_published_model_has_its_licence(checkpoint) -> None:
+    """Also the default one, which no argument names."""
+    restored = restore(checkpoint)
+    assert contract.facts_of(restored, False)["licence"] == "that of the checkpoint"
+    published = dataclasses.replace(restored, source=f"model {DEFAULT_MODEL}")
+    assert contract.facts_of(published, False)["licence"] == MODELS[DEFAULT_MODEL].licence
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import torch
 from condseg.export.contract import OUTPUTS, defaults_of, facts_of, thresholds
 from condseg.export.engines import Arrays
 from condseg.export.graph import ImagesToMasks
-from condseg.export.nms import onnx_nms
 from condseg.zoo.checkpoint import Restored, restore
 
 
@@ -18,8 +17,8 @@ class GraphEngine:
 
     def __init__(self, checkpoint: Path, **facts: str) -> None:
         self.restored: Restored = restore(checkpoint)
-        self.facts = facts_of(self.restored, False, "none") | facts
-        self.graph = ImagesToMasks(self.restored.network, self.restored.postprocess, onnx_nms)
+        self.facts = facts_of(self.restored, False) | facts
+        self.graph = ImagesToMasks(self.restored.network, self.restored.postprocess)
         self.inputs = ("images", *(n for n in thresholds(self.restored) if n != "mask_threshold"))
         if self.restored.network.takes_depth:
             self.inputs = (*self.inputs, "depth")

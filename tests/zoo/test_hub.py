@@ -2,14 +2,13 @@
 
 import gzip
 import hashlib
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, file_download
 from support import foreign
-from support.loopback import serving, use_hub
+from support.loopback import use_hub
 from support.rtmdet_tensors import checkpoint
 
 from condseg.zoo.hub import fetch_model
@@ -28,13 +27,9 @@ def content(tmp_path_factory):
 
 
 @pytest.fixture
-def server(content, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's retries
-    with serving() as server:
-        use_hub(monkeypatch, server.url, tmp_path / "cache")
-        server.files[FILE] = content
-        yield server
+def server(content, hub):
+    hub.files[FILE] = content
+    return hub
 
 
 def publish(monkeypatch, server, digits):

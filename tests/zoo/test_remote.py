@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 from support import tiny
-from support.loopback import serving, use_hub
 
 import condseg
 from condseg.cli.predict import main as predict
@@ -28,16 +26,12 @@ def content(tmp_path_factory):
 
 
 @pytest.fixture
-def server(content, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's retries
-    with serving() as server:
-        use_hub(monkeypatch, server.url, tmp_path / "cache")
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        server.files |= {ON_HUB: content, "/models/best.ckpt": content}
-        files = [{"type": "file", "path": p, "oid": "0", "size": 1} for p in FILES]
-        server.files[LIST] = json.dumps(files).encode()
-        yield server
+def server(content, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    hub.files |= {ON_HUB: content, "/models/best.ckpt": content}
+    files = [{"type": "file", "path": p, "oid": "0", "size": 1} for p in FILES]
+    hub.files[LIST] = json.dumps(files).encode()
+    return hub
 
 
 FILES = ["README.md", "runs/best.ckpt"]
