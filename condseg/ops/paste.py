@@ -192,14 +192,25 @@ def _extremes(
     read = rows.shape[1] * rows.shape[2] * logits.shape[2]
     step = max(1, CHUNK_BYTES // (8 * read)) if is_asynchronous(logits) else INSTANCES
     for part, own in zip(logits.split(step), image.split(step), strict=True):
-        low = high = part
-        for cells in (rows[own], columns[own]):  # (D, T, K), of rows, then of columns
-            first = torch.arange(len(low), device=low.device) * low.shape[1]
-            index = (first[:, None, None] + cells).flatten()
-            shape = (*cells.shape, low.shape[2])
-            # (D, h, w) -> (D, T, K, w) -> (D, T, w), transposed: the columns are the next rows
-            low = low.flatten(0, 1).index_select(0, index).view(shape).amin(2).mT
-            high = high.flatten(0, 1).index_select(0, index).view(shape).amax(2).mT
-        parts.append((low, high))
+        low, high = _reduced(part, part, own, rows, 1)
+        parts.append(_reduced(low, high, own, columns, 2))
     low, high = (torch.cat(each) for each in zip(*parts, strict=True))
     return low, high
+
+
+def _reduced(
+    low: Tensor, high: Tensor, image: Tensor, cells: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum over the cells of each tile along an axis, which becomes the tiles'."""
+    if len(cells) == 1:  # of one image: one index for all instances
+        index, shape = cells.flatten(), cells.shape[1:]  # (T, K)
+        low = low.index_select(dim, index).unflatten(dim, shape).amin(dim + 1)
+        high = high.index_select(dim, index).unflatten(dim, shape).amax(dim + 1)
+        return low, high
+    low, high = low.transpose(1, dim), high.transpose(1, dim)
+    first = torch.arange(len(low), device=low.device) * low.shape[1]
+    index = (first[:, None, None] + cells[image]).flatten()
+    of_all = (len(low), *cells.shape[1:], low.shape[2])  # (D, T, K, w)
+    low = low.flatten(0, 1).index_select(0, index).view(of_all).amin(2)
+    high = high.flatten(0, 1).index_select(0, index).view(of_all).amax(2)
+    return low.transpose(1, dim), high.transpose(1, dim)
